@@ -1,0 +1,1 @@
+"""Object keys, UIDs, trusts and shared DICOM knowledge."""

@@ -1,0 +1,1 @@
+"""The port to S3 and its minio adapter."""

@@ -1,0 +1,1 @@
+"""Removes what identifies patients."""

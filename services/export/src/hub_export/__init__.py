@@ -1,0 +1,1 @@
+"""Makes datasets: cohorts, splits, manifests."""

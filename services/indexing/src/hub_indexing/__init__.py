@@ -1,0 +1,1 @@
+"""Makes research studies findable: PostgreSQL index and QIDO-RS."""

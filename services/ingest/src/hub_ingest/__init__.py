@@ -1,0 +1,1 @@
+"""Takes studies in: receiver, assembler, closer."""
