@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup schemas lock format lint types
+.PHONY: help setup schemas lock format lint test test-unit test-integration test-e2e test-minio test-chaos
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
@@ -24,3 +24,24 @@ lint: setup ## Lint, formatting, types, lock and generated files
 	$(BIN)/python tools/generate_events.py --check
 	$(BIN)/python tools/lock.py --check
 	$(BIN)/mypy libs services tests tools
+	$(BIN)/python tools/check_schemas.py
+
+test: lint ## Everything: lint, types, unit, contract, integration, e2e, on the real parts
+	$(BIN)/pytest tests/unit tests/contract tests/integration tests/e2e
+
+test-unit: setup ## Tests without I/O, and the contracts
+	$(BIN)/pytest tests/unit tests/contract
+
+test-integration: setup ## Tests on real Kafka, S3 and PostgreSQL
+	$(BIN)/pytest tests/integration
+
+test-e2e: setup ## The whole hub as a user has it
+	$(BIN)/pytest tests/e2e
+
+test-minio: minio ## The storage suite and the main path on MinIO's server
+	HUB_PARTS_S3=minio $(BIN)/pytest tests/integration/objectstore tests/e2e
+
+test-chaos: setup ## Slow suites: power cuts, very large studies
+	$(BIN)/pytest tests/chaos
+
+-include libs/parts/parts.mk services/console/console.mk
