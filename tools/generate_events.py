@@ -67,20 +67,25 @@ def registry_source() -> str:
     lines.append("TOPICS: dict[str, Topic] = {")
     for name, channel in document["channels"].items():
         kafka = channel["bindings"]["kafka"]
+        configuration = kafka["topicConfiguration"]
+        others = {key: str(value) for key, value in configuration.items() if key not in {"cleanup.policy", "retention.ms"}}
         lines += [
             f'    "{channel["address"]}": Topic(',
             f'        name="{channel["address"]}",',
-            "        types={",
-            *(f'            "{messages[message]["name"]}": types.{messages[message]["title"]},' for message in channel["messages"]),
-            "        },",
+            *_block("types", [f'"{messages[message]["name"]}": types.{messages[message]["title"]},' for message in channel.get("messages", {})]),
             f"        partitions={kafka['partitions']},",
-            f'        cleanup_policy="{",".join(kafka["topicConfiguration"]["cleanup.policy"])}",',
-            f"        retention_ms={kafka['topicConfiguration']['retention.ms']},",
+            f'        cleanup_policy="{",".join(configuration["cleanup.policy"])}",',
+            f"        retention_ms={configuration['retention.ms']},",
             f"        made_by={_tuple(services.get(name, {}).get('send', []))},",
             f"        read_by={_tuple(services.get(name, {}).get('receive', []))},",
+            *((f"        broker_settings={json.dumps(others)},",) if others else ()),
             "    ),",
         ]
     return "\n".join([*lines, "}", ""])
+
+
+def _block(name: str, items: list[str]) -> list[str]:
+    return [f"        {name}={{", *(f"            {item}" for item in items), "        },"] if items else [f"        {name}={{}},"]
 
 
 def _tuple(names: list[str]) -> str:

@@ -16,6 +16,7 @@ TOPICS: dict[str, Topic] = {
         retention_ms=604800000,
         made_by=("ingest.assembler", "ingest.closer", "ingest.receiver"),
         read_by=("ingest.assembler",),
+        broker_settings={"message.timestamp.type": "LogAppendTime"},
     ),
     "identifiable.instance.received.dlq": Topic(
         name="identifiable.instance.received.dlq",
@@ -27,6 +28,16 @@ TOPICS: dict[str, Topic] = {
         retention_ms=604800000,
         made_by=("ingest.assembler",),
         read_by=("console",),
+    ),
+    "identifiable.ingest.assembler-studies-changelog": Topic(
+        name="identifiable.ingest.assembler-studies-changelog",
+        types={},
+        partitions=12,
+        cleanup_policy="compact,delete",
+        retention_ms=604800000,
+        made_by=("ingest.assembler",),
+        read_by=(),
+        broker_settings={"segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1"},
     ),
     "identifiable.study.quiet": Topic(
         name="identifiable.study.quiet",

@@ -1,7 +1,7 @@
 """A topic, as schemas/asyncapi.yaml declares it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import BaseModel
@@ -15,13 +15,15 @@ class Topic:
 
     name: str
     types: Mapping[str, type[BaseModel]]
-    """CloudEvents type to the model of its payload."""
+    """CloudEvents type to the model of its payload. Empty: a service's own topic (a table's changelog), whose records are no events."""
     partitions: int
     """Never increased in place: the key decides the partition."""
     cleanup_policy: str
     retention_ms: int
     made_by: tuple[str, ...]
     read_by: tuple[str, ...]
+    broker_settings: Mapping[str, str] = field(default_factory=dict)
+    """Further settings of the topic, as the broker names them."""
 
     @property
     def zone(self) -> str:
