@@ -72,7 +72,9 @@ def registry_source() -> str:
         lines += [
             f'    "{channel["address"]}": Topic(',
             f'        name="{channel["address"]}",',
-            *_block("types", [f'"{messages[message]["name"]}": types.{messages[message]["title"]},' for message in channel.get("messages", {})]),
+            *_block(
+                "types", [f'"{messages[message]["name"]}": types.{messages[message]["title"]},' for message in channel.get("messages", {})]
+            ),
             f"        partitions={kafka['partitions']},",
             f'        cleanup_policy="{",".join(configuration["cleanup.policy"])}",',
             f"        retention_ms={configuration['retention.ms']},",
