@@ -1,0 +1,13 @@
+"""What the assembler is told from outside."""
+
+from hub_runtime.settings import ServiceSettings
+from pydantic import Field
+
+
+class AssemblerSettings(ServiceSettings):
+    """Environment variables HUB_*, beside those of every service."""
+
+    assembler_session_seconds: float = Field(default=30.0, ge=6, le=300)
+    """After so long without a heartbeat the broker gives a replica's partitions to the others. One that comes back sooner keeps them."""
+    assembler_tick_seconds: float = Field(default=1.0, gt=0)
+    """How often the table is read for studies that look quiet: how late a quiet study may be noticed."""

@@ -1,0 +1,63 @@
+"""The sweep: objects that no event led to a manifest are announced again. The store is the truth; events only say when.
+
+It finds what a lost table, a lost topic or a receiver killed between store and broker left behind. One announcement a study is enough:
+it wakes the study, and the closer lists all of it.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import groupby
+
+from hub_dicom.keys import parse_instance_key, trust_prefix
+from hub_dicom.trusts import Trust
+from hub_events import Event
+from hub_events.types import InstanceReceived, ObjectReference
+from hub_objectstore import ObjectStore
+
+from hub_ingest.closer import BUCKET, SERVICE, Found, latest_revision
+
+INSTANCES = "identifiable.instance.received"
+
+
+def forgotten(store: ObjectStore, trust: Trust, *, now: datetime) -> Iterator[Event[InstanceReceived]]:
+    """One announcement for each study of the trust that has an object older than the quiet time and in no manifest.
+
+    Streams the listing; at most one study's manifest is in memory. Manifests are cumulative, so the newest one tells.
+
+    Raises:
+        StoreUnavailable: the store is away; what was found before has been handed out.
+    """
+    before = now - timedelta(seconds=trust.quiet_seconds)
+    for study, objects in groupby(_instances(store, trust), key=lambda item: item.name.study_instance_uid):
+        closed: set[str] | None = None
+        for item in objects:
+            if item.last_modified > before:
+                continue
+            if closed is None:
+                latest = latest_revision(store, trust.name, study)
+                closed = {entry.sha256 for entry in (*latest.manifest.instances, *latest.manifest.variants)} if latest else set()
+            if item.name.sha256 not in closed:
+                yield announcement(item)
+                break
+
+
+def announcement(item: Found) -> Event[InstanceReceived]:
+    """That an object is there, as the receiver would have said, without what only its content tells."""
+    name = item.name
+    data = InstanceReceived(
+        trust=name.trust,
+        study_instance_uid=name.study_instance_uid,
+        series_instance_uid=name.series_instance_uid,
+        sop_instance_uid=name.sop_instance_uid,
+        object=ObjectReference(bucket=BUCKET, key=item.key, sha256=name.sha256, size=item.size),
+        origin="sweep",
+    )
+    return Event.first(INSTANCES, name.study_instance_uid, data, source=SERVICE)
+
+
+def _instances(store: ObjectStore, trust: Trust) -> Iterator[Found]:
+    for info in store.list(BUCKET, trust_prefix(trust.name)):
+        try:
+            yield Found(info.key, parse_instance_key(info.key), info.size, info.last_modified)
+        except ValueError:
+            continue  # no instance's key: not ours
