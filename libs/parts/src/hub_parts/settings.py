@@ -1,0 +1,61 @@
+"""What can be set about the parts, all by HUB_ variables."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class PartsSettings(BaseSettings):
+    """Read from the environment when made; see README.md for what each means."""
+
+    model_config = SettingsConfigDict(env_prefix="HUB_", frozen=True, extra="ignore")
+
+    cache_folder: Path | None = None
+    """Where jars and MinIO's binary are kept; `cache` in the data folder when None."""
+    parts_s3: Literal["seaweedfs", "minio"] | None = None
+    """Which store to start: SeaweedFS, or MinIO when `durability` is `power`."""
+    durability: Literal["process", "power"] = "process"
+    """`process`: what was acknowledged survives SIGKILL of anything; `power`: a power cut too."""
+
+    kafka_port: int | None = Field(None, ge=1, le=65535)
+    s3_port: int | None = Field(None, ge=1, le=65535)
+    postgres_port: int | None = Field(None, ge=1, le=65535)
+    kafka_heap_megabytes: int = Field(512, ge=128)
+
+    kafka_bootstrap_servers: str | None = None
+    """An existing Kafka to use; none is started then."""
+    kafka_username: str | None = None
+    kafka_password: SecretStr | None = None
+    s3_endpoint: str | None = None
+    """An existing store to use, as a URL; none is started then."""
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    database_url: str | None = None
+    """An existing PostgreSQL to use; none is started then."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("durability", mode="before")
+    @classmethod
+    def _unset_durability(cls, value: object) -> object:
+        return "process" if value in {"", None} else value
+
+    @property
+    def store(self) -> Literal["seaweedfs", "minio"]:
+        """The store to start.
+
+        Raises:
+            ValueError: SeaweedFS is asked for together with a durability that it does not have.
+        """
+        if self.durability == "power":
+            if self.parts_s3 == "seaweedfs":
+                raise ValueError(
+                    "HUB_DURABILITY=power needs MinIO: SeaweedFS loses acknowledged objects in a power cut. Leave HUB_PARTS_S3 unset or say minio."
+                )
+            return "minio"
+        return self.parts_s3 or "seaweedfs"

@@ -1,0 +1,68 @@
+"""The supervisor's process: supervisord, tied to the process that started it: `python -m hub_parts.supervisord PARENT_PID CONFIG`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from supervisor import supervisord
+from supervisor.options import ServerOptions
+from supervisor.states import SupervisorStates
+
+from hub_parts.supervisor import delete_leftovers
+
+POLL_SECONDS = 0.2
+"""supervisord looks once a second for children that ended; a restart should not wait for that."""
+
+
+class Tethered(supervisord.Supervisor):  # type: ignore[misc]  # supervisor ships no types
+    """supervisord that stops everything, in order, when the process that started it is gone."""
+
+    def __init__(self, options: Any, parent: int) -> None:  # noqa: ANN401 - supervisor ships no types
+        super().__init__(options)
+        self.parent = parent
+        poll = options.poller.poll
+        options.poller.poll = lambda timeout: poll(min(timeout, POLL_SECONDS))
+
+    def tick(self, now: float | None = None) -> None:
+        """Called in each turn of supervisord's loop."""
+        super().tick(now)
+        if os.getppid() != self.parent and self.options.mood > SupervisorStates.SHUTDOWN:
+            self.options.logger.warn(  # noqa: G010 - supervisor's own logger knows no `warning`
+                "the process that started this supervisor is gone: stopping everything"
+            )
+            self.options.mood = SupervisorStates.SHUTDOWN
+
+    def ordered_stop_groups_phase_1(self) -> None:
+        """Stop all programs of the highest priority together, and only when none is left those of the next."""
+        waiting = [group for group in self.process_groups.values() if group.get_unstopped_processes()]
+        stage = max((group.config.priority for group in waiting), default=0)
+        for group in waiting:
+            if group.config.priority == stage:
+                group.stop_all()
+
+    def ordered_stop_groups_phase_2(self) -> None:
+        """Nothing: phase 1 looks at the processes themselves."""
+
+
+def main() -> None:
+    """Run until a shutdown is asked for or the parent is gone."""
+    parent = int(sys.argv[1])
+    options = ServerOptions()
+    options.realize(["--nodaemon", "--configuration", sys.argv[2]])
+    options.first = True
+    options.test = False
+    try:
+        Tethered(options, parent).main()
+    except supervisord.asyncore.ExitNow:
+        pass
+    finally:
+        if os.getppid() != parent:
+            # Nobody is there any more to do it after us.
+            delete_leftovers(Path(sys.argv[2]).parent)
+        options.close_httpservers()
+        options.close_logger()
+
+
+if __name__ == "__main__":
+    main()
