@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hub_parts.access import apply_rules
 from hub_parts.credentials import ADMIN, IDENTITIES, Credentials
 from hub_parts.kafka import Kafka, client_config
 from hub_parts.ports import choose_ports
@@ -149,7 +150,13 @@ class Parts:
         self.kafka_bootstrap_servers = kafka.bootstrap_servers
         if not self._open_kafka:
             self.credentials["kafka"] = {name: dict(user) for name, user in secrets.kafka.items()}
-        return lambda: self._run(kafka.prepare)
+
+        def start() -> None:
+            self._run(kafka.prepare)
+            if not self._open_kafka:
+                apply_rules(kafka.client_config())
+
+        return start
 
     def _s3(self, secrets: Credentials) -> Callable[[], None]:
         settings = self.settings
