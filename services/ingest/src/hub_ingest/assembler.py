@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import faust
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped] # it ships no types; faust's producer raises these
@@ -23,14 +23,11 @@ from faust.types.auth import SASLMechanism
 from hub_dicom.trusts import Trust, Trusts
 from hub_events import TOPICS, Event, UnreadableEvent, decode, encode
 from hub_events.envelope import Headers
-from hub_events.types import InstanceReceived, StudyTick
-from hub_objectstore import ObjectStore
-from hub_runtime.errors import StopProcess
-from hub_runtime.health import Health
-from hub_runtime.logs import logger
-from hub_runtime.metrics import Metric, Metrics
-from hub_runtime.service import EXIT_SOFTWARE, Service, run_service
-from hub_runtime.settings import kafka_config, open_store
+from hub_events.types import DeadLettered, InstanceReceived, StudyTick
+from hub_objectstore import ObjectStore, StoreUnavailable
+from hub_runtime import Health, Metric, Metrics, Service, StopProcess, bury, kafka_config, logger, open_store, run_service
+from hub_runtime import Record as RawRecord
+from hub_runtime.service import EXIT_SOFTWARE
 from hub_runtime.workers import exit_now
 from pydantic import BaseModel
 
@@ -45,6 +42,9 @@ METRICS = (
     Metric("hub_assembler_quiet_total", "counter", "Studies called quiet, with the acknowledgement of the broker.", ("trust",)),
     Metric("hub_assembler_studies", "gauge", "Studies in the table: those not quiet yet."),
 )
+
+
+Result = TypeVar("Result")
 
 
 class Message(Protocol):
@@ -164,7 +164,16 @@ class Assembler:
 
     async def _bury(self, message: Message, error: UnreadableEvent) -> None:
         """The record's bytes go to the store, what is known of them to the dead letter topic; then it may be acknowledged."""
-        raise NotImplementedError
+        record = _record_of(message)
+
+        async def write() -> Event[DeadLettered]:
+            return await asyncio.to_thread(
+                bury, self._store, record, group=GROUP, source=SERVICE, reason=error.reason, error=type(error).__name__, attempts=1
+            )
+
+        await self._send(await self._patiently("store", write, (StoreUnavailable,)))
+        log.warning("dead letter", topic=record.topic, partition=record.partition, offset=record.offset, group=GROUP, reason=error.reason)
+        self._metrics.count("hub_records_dead_lettered_total", topic=record.topic, reason=error.reason)
 
     async def _send(self, event: Event[Any]) -> None:
         """Return when all in-sync replicas have it; a broker that is away is waited for, and the stream stands still."""
@@ -175,17 +184,18 @@ class Assembler:
     async def _produce(self, topic: str, key: bytes, value: bytes, headers: Headers, partition: int | None = None) -> None:
         await self._app.producer.send_and_wait(topic, key, value, partition, None, headers)
 
-    async def _patiently(self, what: str, act: Callable[[], Awaitable[None]], passing: tuple[type[Exception], ...]) -> None:
+    async def _patiently(self, what: str, act: Callable[[], Awaitable[Result]], passing: tuple[type[Exception], ...]) -> Result:
+        """Do it until it goes through; a passing fault makes the replica unready and the stream stand still."""
         while True:
             try:
-                await act()
+                result = await act()
             except passing as error:
                 self._health.unready(what, f"the {what} is away ({type(error).__name__})")
                 log.warning("a passing fault: the record at hand waits", reason=f"{what}-unavailable", error=type(error).__name__)
                 await asyncio.sleep(_PATIENCE_SECONDS)
             else:
                 self._health.ready(what)
-                return
+                return result
 
     async def _timer(self) -> None:
         """Read the table, send ticks. It never writes: faust kills a worker whose table is written outside its stream."""
@@ -316,6 +326,18 @@ def _event_of(message: Message) -> Event[BaseModel]:
     if cast("InstanceReceived | StudyTick", event.data).study_instance_uid != event.key:
         raise UnreadableEvent("key-is-not-the-study", f"a record of {message.topic} has a key that is not its Study Instance UID")
     return event
+
+
+def _record_of(message: Message) -> RawRecord:
+    return RawRecord(
+        message.topic,
+        message.partition,
+        message.offset,
+        message.key,
+        message.value,
+        tuple(message.headers or ()),
+        round(message.timestamp * 1000),
+    )
 
 
 def _faust_app(settings: AssemblerSettings) -> Any:  # noqa: ANN401 -- faust ships no types that hold

@@ -4,19 +4,73 @@ It finds what a lost table, a lost topic or a receiver killed between store and 
 it wakes the study, and the closer lists all of it.
 """
 
-from collections.abc import Iterator
-from datetime import datetime, timedelta
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from hub_dicom.keys import parse_instance_key, trust_prefix
-from hub_dicom.trusts import Trust
+from hub_dicom.trusts import Trust, Trusts
 from hub_events import Event
 from hub_events.types import InstanceReceived, ObjectReference
-from hub_objectstore import ObjectStore
+from hub_objectstore import ObjectStore, StoreUnavailable
+from hub_runtime import BrokerUnavailable, EventProducer, Metric, Service, logger
 
-from hub_ingest.closer import BUCKET, SERVICE, Found, latest_revision
+from hub_ingest.closer_revisions import BUCKET, SERVICE, Found, latest_revision
+from hub_ingest.closer_settings import CloserSettings
 
 INSTANCES = "identifiable.instance.received"
+METRICS = (
+    Metric(
+        "hub_sweep_announced_total",
+        "counter",
+        "Studies announced because the store has an object of theirs that no manifest names.",
+        ("trust",),
+    ),
+    Metric("hub_sweep_failures_total", "counter", "Sweeps of a trust that did not end; the next sweep starts anew.", ("trust", "reason")),
+    Metric("hub_sweep_seconds", "gauge", "How long the last sweep took."),
+)
+
+log = logger()
+
+
+def run(service: Service[CloserSettings], store: ObjectStore, trusts: Trusts) -> None:
+    """Sweep at once and then every `sweep_seconds`, until the service stops. Nothing that a sweep meets stops the service."""
+    with EventProducer(service.settings) as producer:
+        while not service.stop.is_set():
+            started = time.monotonic()
+            for trust in trusts.trusts:
+                if service.stop.is_set():
+                    return
+                sweep_trust(trust, store, producer.produce, service)
+            service.metrics.set("hub_sweep_seconds", time.monotonic() - started)
+            service.stop.wait(service.settings.sweep_seconds)
+
+
+def sweep_trust(
+    trust: Trust, store: ObjectStore, produce: Callable[[Event[InstanceReceived]], None], service: Service[CloserSettings]
+) -> None:
+    """Announce what one trust's part of the store holds and no manifest names. A failure is counted and logged; the next sweep mends it."""
+    announced, reason = 0, ""
+    try:
+        for event in forgotten(store, trust, now=datetime.now(UTC)):
+            if service.stop.is_set():
+                break
+            produce(event)
+            announced += 1
+            service.metrics.count("hub_sweep_announced_total", trust=trust.name)
+    except StoreUnavailable:
+        reason = "store-unavailable"
+    except BrokerUnavailable:
+        reason = "broker-unavailable"
+    except Exception:
+        log.exception("the sweep of a trust failed", trust=trust.name)
+        reason = "unexpected-error"
+    if reason:
+        service.metrics.count("hub_sweep_failures_total", trust=trust.name, reason=reason)
+        log.warning("the sweep of a trust did not end", trust=trust.name, reason=reason)
+    if announced:
+        log.info("the sweep announced studies", trust=trust.name, studies=announced)
 
 
 def forgotten(store: ObjectStore, trust: Trust, *, now: datetime) -> Iterator[Event[InstanceReceived]]:
