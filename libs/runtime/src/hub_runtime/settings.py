@@ -1,0 +1,77 @@
+"""What every process is told from outside: environment variables with the prefix HUB_, read once, frozen."""
+
+from pathlib import Path
+from typing import Any
+
+from hub_objectstore import S3ObjectStore
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ProcessSettings(BaseSettings):
+    """What a process of the hub needs even without Kafka and store."""
+
+    model_config = SettingsConfigDict(env_prefix="HUB_", frozen=True, extra="ignore")
+
+    health_host: str = "127.0.0.1"
+    """Where /livez, /readyz and /metrics are served; `0.0.0.0` only behind a network policy."""
+    health_port: int = Field(default=0, ge=0, le=65535)
+    """0: any free port; the log names it. Worker i serves at port + i."""
+    workers: int = Field(default=1, ge=1)
+    replica: str = Field(default="0", pattern=r"^[A-Za-z0-9._-]{1,80}$")
+    """Stable for this replica over restarts and unique in its group: the transactional id stands on it."""
+    drain_seconds: float = Field(default=10.0, gt=0)
+    """How long running handlers may take to finish at SIGTERM, or when a partition goes to another member."""
+    data_folder: Path = Path(".hub")
+    log_strict: bool = False
+    """A log field outside the allow-list raises (tests) instead of being dropped and counted (production)."""
+
+
+class ServiceSettings(ProcessSettings):
+    """What a service on Kafka and the object store needs; a service's own settings extend it."""
+
+    kafka_bootstrap_servers: str
+    kafka_username: str | None = None
+    kafka_password: SecretStr | None = None
+    kafka_security_protocol: str | None = None
+    """Default: SASL_PLAINTEXT with a user name, PLAINTEXT without."""
+    kafka_session_timeout_ms: int = Field(default=6000, ge=6000)
+    kafka_max_poll_interval_ms: int = Field(default=300_000, ge=6000)
+    s3_endpoint: str
+    s3_access_key: str
+    s3_secret_key: SecretStr
+    trusts_file: Path = Path("trusts.yaml")
+
+
+def kafka_config(settings: ServiceSettings) -> dict[str, Any]:
+    """The librdkafka settings that every client of the hub shares.
+
+    `partitioner=murmur2_random` gives a key the partition that faust and Java give it. `retry.backoff.ms=1`: a transaction
+    meets CONCURRENT_TRANSACTIONS from the one before it and would wait 100 ms by default.
+    """
+    config: dict[str, Any] = {
+        "bootstrap.servers": settings.kafka_bootstrap_servers,
+        "partitioner": "murmur2_random",
+        "retry.backoff.ms": 1,
+        "retry.backoff.max.ms": 10,
+        "reconnect.backoff.max.ms": 1000,
+        "socket.keepalive.enable": True,
+        "log_level": 3,
+    }
+    if settings.kafka_username is not None:
+        if settings.kafka_password is None:
+            raise ValueError("HUB_KAFKA_USERNAME is set but HUB_KAFKA_PASSWORD is not: set both or neither")
+        config |= {
+            "security.protocol": settings.kafka_security_protocol or "SASL_PLAINTEXT",
+            "sasl.mechanisms": "PLAIN",
+            "sasl.username": settings.kafka_username,
+            "sasl.password": settings.kafka_password.get_secret_value(),
+        }
+    elif settings.kafka_security_protocol is not None:
+        config["security.protocol"] = settings.kafka_security_protocol
+    return config
+
+
+def open_store(settings: ServiceSettings) -> S3ObjectStore:
+    """The object store with this service's credentials; opening it connects to nothing yet."""
+    return S3ObjectStore(settings.s3_endpoint, settings.s3_access_key, settings.s3_secret_key.get_secret_value())

@@ -1,0 +1,85 @@
+"""One short Kafka transaction: outputs and offsets, together or not at all."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from confluent_kafka import KafkaException, Producer, TopicPartition
+
+from hub_runtime.errors import StopProcess
+from hub_runtime.records import Outgoing
+
+EXIT_FENCED = 75
+_STEP_SECONDS = 2.0
+
+
+class Aborted(Exception):
+    """The transaction was rolled back and nothing of it can be seen; it may be done again. The text is the error's name."""
+
+
+class OutOfTime(Exception):
+    """The broker did not answer before the caller's patience ended; its successor, or 10 s, ends the transaction."""
+
+
+class Transactions:
+    """The producer of one replica. Its transactional id is stable, so that a successor ends what it left open."""
+
+    def __init__(self, config: dict[str, Any], transactional_id: str, waiting: Callable[[str], bool]) -> None:
+        """`waiting` is called with the error's name whenever the broker makes us wait; it says whether to go on waiting."""
+        self._producer = Producer(
+            config | {"transactional.id": transactional_id, "transaction.timeout.ms": 10_000, "enable.idempotence": True, "linger.ms": 0}
+        )
+        self._waiting = waiting
+
+    def start(self) -> None:
+        """Take over the transactional id: a predecessor's open transaction ends, and it can commit nothing more.
+
+        Raises:
+            OutOfTime, StopProcess.
+        """
+        self._until_done(lambda: self._producer.init_transactions(_STEP_SECONDS))
+
+    def commit(self, outputs: Iterable[Outgoing], offsets: list[TopicPartition], group: object) -> None:
+        """Make the outputs visible and the offsets committed; `group` is the consumer's group metadata.
+
+        Raises:
+            Aborted: nothing happened; do it again, unless the partitions have gone meanwhile.
+            OutOfTime: the caller did not want to wait any longer.
+            StopProcess: another process has this transactional id, or the producer cannot go on.
+        """
+        try:
+            self._producer.begin_transaction()
+            for output in outputs:
+                self._producer.produce(output.topic, key=output.key, value=output.value, headers=output.headers)
+            self._until_done(lambda: self._producer.send_offsets_to_transaction(offsets, group, _STEP_SECONDS))
+            self._until_done(lambda: self._producer.commit_transaction(_STEP_SECONDS))
+        except (KafkaException, BufferError) as error:
+            _stop_if_fatal(error)
+            self._until_done(lambda: self._producer.abort_transaction(_STEP_SECONDS))
+            raise Aborted(_name(error)) from error
+
+    def _until_done(self, step: Callable[[], None]) -> None:
+        """Repeat a step while it fails in a way that passes."""
+        while True:
+            try:
+                return step()
+            except KafkaException as error:
+                _stop_if_fatal(error)
+                if error.args[0].txn_requires_abort():
+                    raise
+                if not error.args[0].retriable():
+                    raise StopProcess(f"the transactional producer cannot go on: {_name(error)}") from error
+                if not self._waiting(_name(error)):
+                    raise OutOfTime(_name(error)) from error
+
+
+def _name(error: Exception) -> str:
+    return str(error.args[0].name()) if isinstance(error, KafkaException) else type(error).__name__
+
+
+def _stop_if_fatal(error: Exception) -> None:
+    if isinstance(error, KafkaException) and error.args[0].fatal():
+        fenced = _name(error) in ("_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED")
+        why = (
+            "another process has taken over this replica's transactional id" if fenced else f"the producer failed for good: {_name(error)}"
+        )
+        raise StopProcess(why, EXIT_FENCED if fenced else 70) from error
