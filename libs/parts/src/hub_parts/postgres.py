@@ -154,6 +154,7 @@ class Postgres:
             connection.execute("REVOKE ALL ON DATABASE hub_new FROM PUBLIC")
             connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
             connection.execute("GRANT CONNECT ON DATABASE hub_new TO indexing, export, console")
+            connection.execute("GRANT TEMPORARY ON DATABASE hub_new TO indexing")  # a revision is staged before one statement takes it over
             connection.execute("CREATE SCHEMA research_index AUTHORIZATION indexing")
             connection.execute("GRANT USAGE ON SCHEMA research_index TO export, console")
             connection.execute("ALTER DEFAULT PRIVILEGES FOR ROLE indexing IN SCHEMA research_index GRANT SELECT ON TABLES TO console")
