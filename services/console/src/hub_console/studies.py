@@ -1,7 +1,7 @@
 """The studies of the demo: real files from Python packages, given made-up patients; what is made says so.
 
 The packages' files carry no national number and mostly no name worth hiding. The demo writes copies into which it puts made-up people: a name,
-a birth date, an address, and an NHS number from the range 999 000 0000 upwards that is never issued. Pixels and all else stay as they are.
+a birth date, an address, and an NHS number from the range 999, which is never issued. Pixels and all else stay as they are.
 """
 
 import importlib.util
@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hub_dicom.synthetic import SyntheticPatient, nhs_test_number, synthetic_series
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence as DicomSequence
-
-TEST_RANGE = 999_000_000
 
 
 class FilesMissing(LookupError):
@@ -73,26 +72,13 @@ WRITTEN = frozenset(
 """What the demo writes into its copies; the page marks them."""
 
 
-def nhs_number(number: int) -> str:
-    """The NHS number of the test range with this number, its check digit included (NHS Data Dictionary: modulus 11).
-
-    Raises:
-        ValueError: this number has no valid check digit; take the next.
-    """
-    digits = str(TEST_RANGE + number)
-    check = 11 - sum(int(digit) * weight for digit, weight in zip(digits, range(10, 1, -1), strict=True)) % 11
-    if check == 10:
-        raise ValueError(f"{digits} has no check digit: take the next number")
-    return digits + str(check % 11)
-
-
-ADA = Person("Example^Ada^^Mrs", "19570314", "1 Made-up Lane^Northgate", nhs_number(1), "NG-000417")
-ADA_ELSEWHERE = Person("EXAMPLE^ADA", "19570314", "1 Made-up Lane^Northgate", nhs_number(1), "SM-7731")
-BEN = Person("Sample^Ben^^Mr", "19610702", "22 Nowhere Street^Northgate", nhs_number(4), "NG-000418")
-CLARA = Person("Specimen^Clara^^Ms", "19740923", "3 Fiction Close^Eastvale", nhs_number(5), "EV/10/223")
-DAVID = Person("Mockup^David^^Dr", "19481130", "8 Invented Road^Southmoor", nhs_number(6), "SM-7800")
+ADA = Person("Example^Ada^^Mrs", "19570314", "1 Made-up Lane^Northgate", nhs_test_number(1), "NG-000417")
+ADA_ELSEWHERE = Person("EXAMPLE^ADA", "19570314", "1 Made-up Lane^Northgate", nhs_test_number(1), "SM-7731")
+BEN = Person("Sample^Ben^^Mr", "19610702", "22 Nowhere Street^Northgate", nhs_test_number(4), "NG-000418")
+CLARA = Person("Specimen^Clara^^Ms", "19740923", "3 Fiction Close^Eastvale", nhs_test_number(5), "EV/10/223")
+DAVID = Person("Mockup^David^^Dr", "19481130", "8 Invented Road^Southmoor", nhs_test_number(6), "SM-7800")
 EVE = Person("Placeholder^Eve", "19890605", "5 Imaginary Row^Eastvale", None, "EV/10/224")
-FRED = Person("Testcase^Fred", "19550101", "17 Pretend Way^Southmoor", nhs_number(8), "SM-7801")
+FRED = Person("Testcase^Fred", "19550101", "17 Pretend Way^Southmoor", nhs_test_number(8), "SM-7801")
 
 
 def choose() -> list[DemoStudy]:
@@ -181,4 +167,10 @@ def _packaged(package: str, path: str) -> Path:
 
 
 def _made_pet(folder: Path) -> Sequence[Path]:
-    raise NotImplementedError(folder)
+    nobody = SyntheticPatient(FRED.name, FRED.local_number)
+    paths = []
+    for number, instance in enumerate(synthetic_series(nobody, study="demo", modality="PT", instances=24, pixels=128), 1):
+        path = folder / f"{number:04d}.dcm"
+        path.write_bytes(instance.content)
+        paths.append(path)
+    return paths

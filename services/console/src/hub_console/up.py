@@ -1,0 +1,328 @@
+"""Start the hub on one machine: parts, topics, keys, services; say where everything is; stop it all."""
+
+import hashlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from hub_dicom.trusts import Trusts
+from hub_parts import Parts, PartsSettings, Program, StartAborted
+from hub_parts.ports import choose_ports, free_port, is_free
+from hub_runtime.keyring import KeyRing
+from hub_runtime.topics import create_topics
+
+from hub_console.running import ENDPOINTS
+
+HOST = "127.0.0.1"
+AE_TITLE = "REGIONALHUB"
+BUCKETS = ("identifiable", "research", "datasets-training", "datasets-validation")
+DEIDENTIFICATION_PURPOSES = ("subject", "uid", "date", "object", "source")
+SPLIT_PURPOSES = ("split",)
+DEMO_TRUSTS = """\
+# Three trusts that do not exist, for looking at the hub on one machine. HUB_TRUSTS_FILE names a file of your own.
+# Their quiet time is short so that a demo need not wait; a real trust's is minutes (the default is 300 s).
+trusts:
+  - name: northgate
+    title: Northgate Hospitals (made up)
+    ae_titles: [NORTHGATE]
+    addresses: [127.0.0.1/32]
+    quiet_seconds: 3
+    assigning_authority: NORTHGATE
+    national_number: {field: PatientID, issuer: NHS}
+  - name: southmoor
+    title: Southmoor General (made up)
+    ae_titles: [SOUTHMOOR]
+    addresses: [127.0.0.1/32]
+    quiet_seconds: 3
+    assigning_authority: SOUTHMOOR
+    national_number: {field: OtherPatientIDsSequence, issuer: NHS}
+  - name: eastvale
+    title: Eastvale Infirmary (made up)
+    ae_titles: [EASTVALE]
+    addresses: [127.0.0.1/32]
+    quiet_seconds: 3
+    assigning_authority: EASTVALE
+    national_number: {field: PatientID, issuer: NHS}
+"""
+KEYS_NOTE = """\
+These keys were made by `hub up` on this machine, for the demo and for local use.
+deidentification.json: whoever has it can tell which pseudonym is whose. split.json: decides who is in a training set.
+In production they come from a secret store, by HUB_DEIDENTIFICATION_KEYS_FILE and HUB_SPLIT_KEYS_FILE, and never lie beside the data.
+Delete them only together with all data: every pseudonym stands on them.
+"""
+_TRUST_READERS = frozenset({"receiver", "assembler", "closer", "deidentification"})
+_READY_SECONDS = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One of the hub's services: its program and whose credentials it has."""
+
+    name: str
+    program: str
+    identity: str
+    workers: bool = True
+
+
+SERVICES = (
+    Service("receiver", "hub-receiver", "receiver"),
+    Service("assembler", "hub-assembler", "assembler"),
+    Service("closer", "hub-closer", "closer"),
+    Service("deidentification", "hub-deidentification", "deidentification"),
+    Service("indexing", "hub-indexing", "indexing"),
+    Service("indexing-api", "hub-indexing-api", "indexing", workers=False),
+    Service("export", "hub-export", "export"),
+)
+
+
+class Up:
+    """A hub that this process has started. Leaving the `with` block stops all of it."""
+
+    def __init__(self, parts: Parts, say: Callable[[str], None]) -> None:
+        self._parts = parts
+        self._say = say
+        self.endpoints: dict[str, Any] = {}
+
+    @classmethod
+    def start(cls, data_folder: Path, settings: PartsSettings, *, workers: int = 1, say: Callable[[str], None] = lambda _: None) -> Self:
+        """Start everything and return when every service is ready. `say` gets a line for each step.
+
+        Raises:
+            hub_parts.AlreadyRunning: another process runs this folder.
+            hub_parts.StartAborted: something did not come up; the text says what and why, and all that had started is stopped again.
+        """
+        data_folder = data_folder.absolute()
+        store = settings.store if not settings.s3_endpoint else "S3"
+        say(f"Starting Kafka, {store} and PostgreSQL in {data_folder}")
+        began = time.monotonic()
+        parts = Parts.start(data_folder, settings)
+        up = cls(parts, say)
+        try:
+            (data_folder / ENDPOINTS).unlink(missing_ok=True)
+            say(f"Parts are healthy after {time.monotonic() - began:.1f} s; starting {len(SERVICES)} services")
+            up._start_services(workers)
+        except BaseException:
+            parts.stop()
+            raise
+        say(f"Every service is ready after {time.monotonic() - began:.1f} s")
+        return up
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the services, then the parts; endpoints.json goes first, so that nobody finds a hub that is ending."""
+        (self._parts.data_folder / ENDPOINTS).unlink(missing_ok=True)
+        self._parts.stop()
+
+    def watch(self, stopped: Callable[[float], bool]) -> None:
+        """Keep endpoints.json true until `stopped`, which waits up to the given seconds, returns true: a restarted service has another pid.
+
+        Raises:
+            StartAborted: supervisord has died.
+        """
+        supervisor = self._parts.supervisor
+        while not stopped(1.0):
+            if supervisor.daemon_pid is None:
+                raise StartAborted(f"the supervisor has ended by itself; its log: {supervisor.logs / 'supervisord.err'}")
+            try:
+                pids = supervisor.pids()
+            except (OSError, HTTPException):
+                continue
+            changed = {name: pid for name, pid in pids.items() if pid is not None and pid != self._pid(name)}
+            if changed:
+                self._say(f"Started again after it had ended: {', '.join(sorted(changed))}")
+                self._write_endpoints(pids)
+
+    def _pid(self, name: str) -> int | None:
+        known: dict[str, Any] = self.endpoints["services"].get(name) or self.endpoints["parts"].get(name) or {}
+        return known.get("pid")
+
+    def _start_services(self, workers: int) -> None:
+        parts, folder = self._parts, self._parts.data_folder
+        keys = make_keys(folder, os.environ)
+        trusts_file = trusts_path(folder, os.environ)
+        trusts = Trusts.load(trusts_file)
+        tokens, token_file = make_token(folder)
+        wanted = {"receiver": _port("HUB_RECEIVER_PORT"), "qido": _port("HUB_QIDO_PORT")}
+        ports = choose_ports(folder / "run" / "ports.json", wanted)
+        health = {service.name: _run_of_ports(workers if service.workers else 1) for service in SERVICES}
+        extra: dict[str, dict[str, str]] = {
+            "receiver": {
+                "HUB_RECEIVER_HOST": HOST,
+                "HUB_RECEIVER_PORT": str(ports["receiver"]),
+                "HUB_RECEIVER_AE_TITLE": os.environ.get("HUB_RECEIVER_AE_TITLE", AE_TITLE),
+            },
+            "deidentification": keys["deidentification"],
+            "export": keys["split"],
+            "indexing-api": {"HUB_QIDO_HOST": HOST, "HUB_QIDO_PORT": str(ports["qido"]), "HUB_QIDO_TOKENS_FILE": str(tokens)},
+        }
+        programs = []
+        for service in SERVICES:
+            environment = _settings_of(service, os.environ) | parts.environment(service.identity) | extra.get(service.name, {})
+            environment |= {"HUB_DATA_FOLDER": str(folder), "HUB_HEALTH_PORT": str(health[service.name]), "PYTHONUNBUFFERED": "1"}
+            if service.workers:
+                environment["HUB_WORKERS"] = str(workers)
+            if service.name in _TRUST_READERS:
+                environment["HUB_TRUSTS_FILE"] = str(trusts_file)
+            count = workers if service.workers else 1
+            programs.append(
+                Program(
+                    name=service.name,
+                    command=[str(Path(sys.executable).with_name(service.program))],
+                    environment=environment,
+                    health=_ready_check(health[service.name], count),
+                )
+            )
+        missing = [program.command[0] for program in programs if not Path(program.command[0]).exists()]
+        if missing:
+            raise StartAborted(f"not installed: {', '.join(missing)}. Run `make setup` again")
+        # The index makes its tables at its own start; topics are needed by all that consume. Python's own start takes longer than both.
+        with ThreadPoolExecutor(1) as pool:
+            topics = pool.submit(create_topics, parts.kafka_config())
+            topics.result()
+        parts.supervisor.add(*programs)
+        parts.supervisor.wait_healthy([program.name for program in programs], timeout_seconds=_READY_SECONDS)
+        database = urlsplit(parts.database_url)
+        store = parts.settings.store if not parts.settings.s3_endpoint else "external"
+        self.endpoints = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data_folder": str(folder),
+            "durability": parts.settings.durability,
+            "supervisor": {"pid": os.getpid(), "supervisord_pid": parts.supervisor.daemon_pid},
+            "receiver": {"host": HOST, "port": ports["receiver"], "ae_title": extra["receiver"]["HUB_RECEIVER_AE_TITLE"]},
+            "qido": {"host": HOST, "port": ports["qido"], "url": f"http://{HOST}:{ports['qido']}/dicom-web", "token_file": str(token_file)},
+            "kafka": {"bootstrap_servers": parts.kafka_bootstrap_servers},
+            "s3": {"endpoint": parts.s3_endpoint, "store": store, "buckets": list(BUCKETS)},
+            "database": {"host": database.hostname, "port": database.port, "name": database.path.lstrip("/")},
+            "credentials_file": str(parts.credentials_file),
+            "trusts_file": str(trusts_file),
+            "trusts": [
+                {"name": trust.name, "title": trust.title, "ae_titles": list(trust.ae_titles), "quiet_seconds": trust.quiet_seconds}
+                for trust in trusts.trusts
+            ],
+            "keys_files": {
+                purpose: next((value for name, value in given.items() if name.endswith("_FILE")), None) for purpose, given in keys.items()
+            },
+            "logs": str(parts.supervisor.logs),
+            "parts": {name: {"log": str(parts.supervisor.log(name))} for name in parts.programs},
+            "services": {
+                service.name: {
+                    "health": f"http://{HOST}:{health[service.name]}",
+                    "workers": workers if service.workers else 1,
+                    "log": str(parts.supervisor.log(service.name)),
+                }
+                for service in SERVICES
+            },
+        }
+        self._write_endpoints(parts.supervisor.pids())
+
+    def _write_endpoints(self, pids: Mapping[str, int | None]) -> None:
+        for group in ("parts", "services"):
+            for name, entry in self.endpoints[group].items():
+                entry["pid"] = pids.get(name)
+        path = self._parts.data_folder / ENDPOINTS
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(self.endpoints, indent=1), encoding="utf-8")
+        new.replace(path)
+
+
+def make_keys(folder: Path, environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """For deidentification and split, the HUB_ variable that gives the service its keys; made ones lie in `keys` of the data folder.
+
+    Raises:
+        StartAborted: a variable names a file that is not there.
+    """
+    given = {}
+    for name, purposes in (("deidentification", DEIDENTIFICATION_PURPOSES), ("split", SPLIT_PURPOSES)):
+        prefix = f"HUB_{name.upper()}_KEYS"
+        if environment.get(prefix):
+            given[name] = {prefix: environment[prefix]}
+            continue
+        path = Path(environment.get(f"{prefix}_FILE") or folder / "keys" / f"{name}.json").absolute()
+        if not path.exists():
+            if environment.get(f"{prefix}_FILE"):
+                raise StartAborted(f"{prefix}_FILE names {path}, which does not exist: mend the name, or unset it to have keys made")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            KeyRing.generate(purposes).save(path)
+            (path.parent / "README.txt").write_text(KEYS_NOTE, encoding="utf-8")
+        given[name] = {f"{prefix}_FILE": str(path)}
+    return given
+
+
+def trusts_path(folder: Path, environment: Mapping[str, str]) -> Path:
+    """The file of trusts: HUB_TRUSTS_FILE, or the demo's three, written once into the data folder so that they can be edited."""
+    if environment.get("HUB_TRUSTS_FILE"):
+        return Path(environment["HUB_TRUSTS_FILE"]).absolute()
+    path = folder / "trusts.yaml"
+    if not path.exists():
+        path.write_text(DEMO_TRUSTS, encoding="utf-8")
+    return path
+
+
+def make_token(folder: Path) -> tuple[Path, Path]:
+    """A bearer token for QIDO-RS, kept over restarts: the file of digests for the service, and the token for its owner."""
+    tokens, token_file = folder / "keys" / "qido-tokens.json", folder / "keys" / "qido.token"
+    tokens.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not token_file.exists():
+        with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    digest = hashlib.sha256(token_file.read_text(encoding="utf-8").strip().encode()).hexdigest()
+    tokens.write_text(json.dumps({"local": digest}), encoding="utf-8")
+    tokens.chmod(0o600)
+    return tokens, token_file
+
+
+def ready(port: int) -> bool:
+    """Whether the service whose health is served at this port says that it is ready."""
+    connection = HTTPConnection(HOST, port, timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _ready_check(first: int, count: int) -> Callable[[], bool]:
+    return lambda: all(ready(port) for port in range(first, first + count))
+
+
+def _run_of_ports(count: int) -> int:
+    """The first of `count` neighbouring free ports: worker i serves its health at port + i."""
+    while True:
+        first = free_port()
+        if all(is_free(port) for port in range(first, first + count)):
+            return first
+
+
+def _port(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise StartAborted(f"{variable} is {value!r}: it must be a port number")
+    return int(value)
+
+
+def _settings_of(service: Service, environment: Mapping[str, str]) -> dict[str, str]:
+    """Settings that the operator gives all services or this one: never a secret, never where a part is."""
+    own = f"HUB_{service.name.split('-')[0].upper()}_"
+    shared = ("HUB_LOG_STRICT", "HUB_DRAIN_SECONDS", "HUB_SWEEP_SECONDS")
+    kept = {name: value for name, value in environment.items() if name in shared or (name.startswith(own) and "_KEYS" not in name)}
+    return {name: value for name, value in kept.items() if value}
