@@ -110,9 +110,19 @@ class MemoryObjectStore:
 
 
 def _content(body: bytes | BinaryIO, size: int | None, sha256: str | None) -> bytes:
-    content = body if isinstance(body, bytes) else body.read(-1 if size is None else size)
+    content = body if isinstance(body, bytes) else _read(body, size)
     if size is not None and len(content) != size:
         raise ValueError(f"the body ends after {len(content)} of {size} bytes")
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DigestMismatch("the body does not have the SHA-256 that was named")
     return content
+
+
+def _read(stream: BinaryIO, size: int | None) -> bytes:
+    """All of it, or `size` bytes: one read may give less than is there."""
+    blocks = []
+    left = size
+    while block := stream.read(-1 if left is None else left):
+        blocks.append(block)
+        left = None if left is None else left - len(block)
+    return b"".join(blocks)

@@ -11,7 +11,11 @@ from typing import BinaryIO, Protocol
 
 
 class StoreUnavailable(ConnectionError):
-    """A passing fault: refused, timed out, 5xx. Nothing is known to be written; the same call may succeed later."""
+    """A passing fault: refused, timed out, 5xx. The same call may succeed later.
+
+    Nothing is known of a write: a store that hangs may still do it when it goes on. So a `put_if_absent` that is tried again and
+    says False may have met its own first try: compare contents where that matters.
+    """
 
 
 class StoreRefused(StoreUnavailable):

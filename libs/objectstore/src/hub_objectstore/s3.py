@@ -25,7 +25,7 @@ _REGION: Final = "us-east-1"  # naming one saves a request for the bucket's loca
 _PART_BYTES: Final = 16 * 2**20
 _MAXIMUM_PUT_BYTES: Final = 5 * 2**30  # of one request, Amazon S3 User Guide, "Uploading objects"
 _BLOCK_BYTES: Final = 128 * 2**10
-_COPY_SECONDS: Final = 60.0  # a copy answers when all bytes are copied
+_COPY_BYTES_PER_SECOND: Final = 20 * 2**20  # a copy answers when all is copied: a slow store is not a dead one
 _MISSING: Final = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 _OTHER_DIGEST: Final = {"BadDigest", "XAmzContentSHA256Mismatch", "InvalidDigest", "XAmzContentChecksumMismatch"}
 _PASSING: Final = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Busy", "OperationAborted", "ServerBusy"}
@@ -167,9 +167,13 @@ class S3ObjectStore:
 
     def copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
         """See `ObjectStore.copy`."""
+        source = self.stat(source_bucket, source_key)
+        if source is None:
+            raise ObjectMissing(f"no such object in bucket {source_bucket} of the object store at {self.endpoint}")
+        seconds = self._timeout_seconds + source.size / _COPY_BYTES_PER_SECOND
         headers = {"x-amz-copy-source": quote(f"/{source_bucket}/{source_key}"), "Content-Length": "0"}
         with self._failures("COPY", bucket):
-            response = self._send("PUT", bucket, key, _measure(b"", 0, None), headers, seconds=_COPY_SECONDS)
+            response = self._send("PUT", bucket, key, _measure(b"", 0, None), headers, seconds=seconds)
             # CopyObject may say 200 first and fail in its body (Amazon S3 API, CopyObject).
             if b"<Error>" in response.data[:4096]:
                 raise StoreUnavailable(f"the object store at {self.endpoint} broke off COPY in bucket {bucket}")

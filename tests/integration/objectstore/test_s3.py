@@ -1,0 +1,151 @@
+"""The real store passes the suite, and is away within its timeout when it is away: SeaweedFS, or MinIO with HUB_PARTS_S3=minio."""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from hub_objectstore import ObjectStore, S3ObjectStore, StoreRefused, StoreUnavailable
+from support.parts import S3, s3_of, start_parts
+from support.storage_suite import BUCKET, Pattern, StorageSuite
+
+
+class TestS3(StorageSuite):
+    @pytest.fixture
+    def store(self, s3: S3) -> ObjectStore:
+        return s3.store()
+
+
+def _calls(store: ObjectStore) -> list[Callable[[], object]]:
+    return [
+        lambda: store.put(BUCKET, "a", b"x" * 2_000_000),
+        lambda: store.put_if_absent(BUCKET, "never", b"x"),
+        lambda: store.get(BUCKET, "secret-key"),
+        lambda: store.stat(BUCKET, "secret-key"),
+        lambda: list(store.list(BUCKET, "secret-key")),
+        lambda: store.copy(BUCKET, "secret-key", BUCKET, "b"),
+        lambda: store.delete(BUCKET, "secret-key-2"),
+    ]
+
+
+def _all_unavailable(store: ObjectStore, endpoint: str, within: float, calls: list[Callable[[], object]] | None = None) -> None:
+    for call in calls or _calls(store):
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable) as away:
+            call()
+        assert time.monotonic() - start < within
+        text = str(away.value)
+        assert endpoint in text
+        assert BUCKET in text
+        assert "secret-key" not in text
+        assert away.value.__cause__ is None
+        assert away.value.__suppress_context__, "the SDK's error names the key"
+
+
+def test_wrong_credentials_are_refused_and_said_to_be(s3: S3) -> None:
+    for store in (S3ObjectStore(s3.endpoint, s3.access_key, "wrong"), S3ObjectStore(s3.endpoint, "nobody", s3.secret_key)):
+        _all_unavailable(store, s3.endpoint, 5)
+        with pytest.raises(StoreRefused, match="credentials"):
+            store.put(BUCKET, "a", b"x")
+        assert not store.reachable()
+
+
+def test_a_bucket_that_is_not_there_is_said(s3: S3) -> None:
+    with pytest.raises(StoreRefused, match="nowhere"):
+        s3.store().put("nowhere", "a", b"x")
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        store = S3ObjectStore(endpoint, "a", "b", timeout_seconds=1)
+        _all_unavailable(store, endpoint, 1)
+        assert not store.reachable()
+
+
+@contextmanager
+def _listener(answer: bytes | None) -> Iterator[str]:
+    """Something that takes connections and answers every request with the same bytes, then hangs up, or never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            if answer is not None:
+                connection.recv(65_536)
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65_536):  # a body must be taken, or the answer is lost to a reset
+                    pass
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+        for connection in connections:
+            connection.close()
+
+
+def _http(status: str, body: bytes, kind: str = "application/xml") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _http("503 Slow Down", b"<Error><Code>SlowDown</Code><Message>slow</Message><Resource>/secret-key</Resource></Error>"),
+        _http("500 Internal Server Error", b"<Error><Code>InternalError</Code><Message>secret-key</Message></Error>"),
+        _http("502 Bad Gateway", b"<html>secret-key</html>", "text/html"),
+        _http("503 Service Unavailable", b""),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort",
+        b"rubbish\r\n",
+        b"",
+    ],
+)
+def test_what_a_sick_store_says_is_a_passing_fault(answer: bytes) -> None:
+    with _listener(answer) as endpoint:
+        store = S3ObjectStore(endpoint, "a", "b", timeout_seconds=1)
+        calls: list[Callable[[], object]] = [lambda: store.get(BUCKET, "secret-key"), lambda: list(store.list(BUCKET, "secret-key"))]
+        if b"200 OK" not in answer:
+            calls += [lambda: store.put_if_absent(BUCKET, "secret-key", b"x"), lambda: store.copy(BUCKET, "secret-key", BUCKET, "b")]
+            assert not store.reachable()
+        _all_unavailable(store, endpoint, 3, calls)
+
+
+def test_a_store_that_never_answers_is_given_up_in_time() -> None:
+    with _listener(None) as endpoint:
+        store = S3ObjectStore(endpoint, "a", "b", timeout_seconds=0.5)
+        _all_unavailable(store, endpoint, 2, _calls(store))
+
+
+def test_a_stopped_store_is_away_and_serves_again_when_it_goes_on() -> None:
+    with start_parts("s3") as parts:
+        s3 = s3_of(parts)
+        store = S3ObjectStore(s3.endpoint, s3.access_key, s3.secret_key, timeout_seconds=1)
+        store.put(BUCKET, "secret-key", b"x")
+        (program,) = parts.programs
+        parts.supervisor.signal(program, signal.SIGSTOP)
+        try:
+            _all_unavailable(store, s3.endpoint, 3, _calls(store))
+            start = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                store.put(BUCKET, "large", Pattern(40 * 2**20))  # type: ignore[arg-type]  # read() is all that is asked of it
+            assert time.monotonic() - start < 4
+        finally:
+            parts.supervisor.signal(program, signal.SIGCONT)
+        assert store.get(BUCKET, "secret-key") == b"x"
+        store.put(BUCKET, "secret-key", b"y")
+        assert store.get(BUCKET, "secret-key") == b"y"
