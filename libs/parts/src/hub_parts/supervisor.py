@@ -107,6 +107,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
+                cwd=self.data_folder,
                 env=self._environment({}),
                 start_new_session=True,  # Ctrl-C is for us; we stop the programs in order
                 pass_fds=(self._lock_file,),  # while supervisord still stops things, the folder is not free
@@ -285,18 +286,15 @@ class Supervisor:
         return self._run / "supervisord.conf"
 
     def _write_config(self) -> None:
-        def quoted(text: object) -> str:
-            return str(text).replace("%", "%%")
-
         lines = [
             "[supervisord]",
             "nodaemon=true",
             "silent=true",
             "user=root" if os.getuid() == 0 else "",
-            f"logfile={quoted(self.logs / 'supervisord.log')}",
-            f"pidfile={quoted(self._run / 'supervisord.pid')}",
-            f"childlogdir={quoted(self.logs)}",
-            f"directory={quoted(self.temporary)}",
+            # Relative to the data folder, because supervisord expands `%` in them once here and twice there.
+            "logfile=logs/supervisord.log",
+            "pidfile=run/supervisord.pid",
+            "childlogdir=logs",
             "umask=077",
             "[inet_http_server]",
             f"port=127.0.0.1:{self._port}",
@@ -306,16 +304,10 @@ class Supervisor:
             "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
         ]
         for program in self._programs.values():
-            command = [
-                sys.executable,
-                "-I",
-                "-S",
-                str(Path(tether.__file__).absolute()),
-                str(self._run / "programs" / f"{program.name}.json"),
-            ]
+            command = shlex.join([sys.executable, "-I", "-S", str(Path(tether.__file__).absolute()), f"run/programs/{program.name}.json"])
             lines += [
                 f"[program:{program.name}]",
-                f"command={quoted(shlex.join(command))}",
+                f"command={command.replace('%', '%%')}",
                 f"priority={program.priority}",
                 f"autostart={str(program.start).lower()}",
                 "autorestart=true",
@@ -325,7 +317,7 @@ class Supervisor:
                 f"stopwaitsecs={max(1, round(program.stop_seconds))}",
                 "killasgroup=true",
                 "redirect_stderr=true",
-                f"stdout_logfile={quoted(self.log(program.name))}",
+                f"stdout_logfile=logs/{program.name}.log",
                 "stdout_logfile_maxbytes=20MB",
                 "stdout_logfile_backups=3",
             ]

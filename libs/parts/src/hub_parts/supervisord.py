@@ -1,6 +1,7 @@
 """The supervisor's process: supervisord, tied to the process that started it: `python -m hub_parts.supervisord PARENT_PID CONFIG`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Tethered(supervisord.Supervisor):  # type: ignore[misc]  # supervisor ship
         self.parent = parent
         poll = options.poller.poll
         options.poller.poll = lambda timeout: poll(min(timeout, POLL_SECONDS))
+        options.fork = fork
 
     def tick(self, now: float | None = None) -> None:
         """Called in each turn of supervisord's loop."""
@@ -43,6 +45,20 @@ class Tethered(supervisord.Supervisor):  # type: ignore[misc]  # supervisor ship
 
     def ordered_stop_groups_phase_2(self) -> None:
         """Nothing: phase 1 looks at the processes themselves."""
+
+
+def fork() -> int:
+    """os.fork for a child that a signal ends from its first instruction on: with supervisord's handlers it would swallow a stop that comes before exec."""
+    caught = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, caught)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            for number in caught:
+                signal.signal(number, signal.SIG_DFL)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
 
 
 def main() -> None:
