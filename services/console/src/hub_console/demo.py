@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from hub_console import tables
 from hub_console.compare import compare, counts, preamble_words
 from hub_console.exports import request
-from hub_console.ledger import STAGES, Ledger, Record, Stage, Study
-from hub_console.page import STAGE_TITLES, Comparison, DatasetPartShown, Page, SamePerson, Shown, render
+from hub_console.ledger import STAGE_TITLES, STAGES, Ledger, Record, Stage, Study
+from hub_console.page import Comparison, DatasetPartShown, Page, SamePerson, Shown, render
 from hub_console.picture import NotAPicture, data_uri, png
 from hub_console.records import Reader, all_topics, readable
 from hub_console.running import RunFailed, Running

@@ -27,6 +27,13 @@ from pydantic import BaseModel
 
 Stage = Literal["received", "assembled", "closed", "deidentified", "indexed"]
 STAGES: tuple[Stage, ...] = ("received", "assembled", "closed", "deidentified", "indexed")
+STAGE_TITLES: dict[Stage, str] = {
+    "received": "received",
+    "assembled": "complete",
+    "closed": "numbered",
+    "deidentified": "de-identified",
+    "indexed": "indexed",
+}
 GROUPS: dict[Stage, str] = {
     "assembled": "ingest.assembler",
     "closed": "ingest.closer",

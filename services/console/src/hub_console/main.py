@@ -28,11 +28,9 @@ from rich.table import Table
 
 from hub_console import looks, tables
 from hub_console.exports import GivenUp, NoAnswer, request
-from hub_console.page import size
 from hub_console.records import BrokerAway
 from hub_console.running import NotRunning, RunFailed, Running, connect, read_endpoints
-from hub_console.sender import Outcome, discover, summary
-from hub_console.sender import send as send_files
+from hub_console.tables import size
 from hub_console.up import AE_TITLE, Up
 
 app = typer.Typer(
@@ -115,6 +113,10 @@ def send(
     data: Data = _HUB,
 ) -> None:
     """Send DICOM files by C-STORE, as they are. Safe to run again: what the hub has is not stored twice."""
+    # pynetdicom and pydicom take a second to load, which no other command needs.
+    from hub_console.sender import Outcome, discover, summary  # noqa: PLC0415
+    from hub_console.sender import send as send_files  # noqa: PLC0415
+
     host, port, called_title, calling_title = _receiver(to, calling, called, data)
     try:
         files, skipped = discover(paths)

@@ -8,15 +8,8 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from hub_console.compare import Mark, Row
-from hub_console.ledger import STAGES, Count, Stage
-
-STAGE_TITLES: dict[Stage, str] = {
-    "received": "received",
-    "assembled": "complete",
-    "closed": "numbered",
-    "deidentified": "de-identified",
-    "indexed": "indexed",
-}
+from hub_console.ledger import STAGE_TITLES, STAGES, Count, Stage
+from hub_console.tables import size
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +100,3 @@ def render(page: Page) -> str:
     )
     environment.filters["size"] = size
     return environment.get_template("demo.html.j2").render(page=page, stages=STAGES, stage_titles=STAGE_TITLES)
-
-
-def size(count: int) -> str:
-    """Bytes for a reader."""
-    amount = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"

@@ -8,8 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hub_console.ledger import GROUPS, STAGES, Ledger
-from hub_console.page import STAGE_TITLES
+from hub_console.ledger import GROUPS, STAGE_TITLES, STAGES, Ledger
 from hub_console.records import Lag
 from hub_console.trace import Line
 
@@ -129,3 +128,13 @@ def status_json(ledger: Ledger, lags: Iterable[Lag]) -> dict[str, Any]:
         "lag": {lag.group: {"records": lag.records, "partitions": lag.partitions} for lag in lags},
         "events": dict(sorted(ledger.events.items())),
     }
+
+
+def size(count: int) -> str:
+    """Bytes for a reader."""
+    amount = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
