@@ -1,1 +1,1 @@
-"""Removes what identifies patients."""
+"""Removes what identifies patients, and keeps back what it cannot clean."""

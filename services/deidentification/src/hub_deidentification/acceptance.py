@@ -5,7 +5,7 @@ from typing import Final
 
 from hub_dicom import is_uid
 
-from hub_deidentification.encoding import NATIVE, PIXEL_DATA, Instance
+from hub_deidentification.encoding import NATIVE, PIXEL_DATA, Instance, file_meta_of
 from hub_deidentification.profile import Profile
 
 REASONS: Final[dict[str, str]] = {
@@ -29,6 +29,7 @@ REASONS: Final[dict[str, str]] = {
 }
 """Every reason code of this stage, for people."""
 
+_MEDIA_STORAGE_DIRECTORY: Final = "1.2.840.10008.1.3.10"
 _SOP_CLASS_UID: Final = 0x00080016
 _SOP_INSTANCE_UID: Final = 0x00080018
 _STUDY_INSTANCE_UID: Final = 0x0020000D
@@ -57,12 +58,17 @@ class Refused(Exception):
         self.reason = reason
 
 
-def check_transfer_syntax(uid: str) -> None:
-    """Whether a data set of this transfer syntax can be read at all.
+def check_file(file: bytes) -> None:
+    """Whether the file's data set can be read at all, by what its file meta information says.
 
     Raises:
         Refused: it cannot.
+        Unparseable: there is no usable file meta information.
     """
+    meta = file_meta_of(file)
+    if meta.sop_class_uid == _MEDIA_STORAGE_DIRECTORY:
+        raise Refused("dicomdir")
+    uid = meta.transfer_syntax_uid
     if uid not in NATIVE and (uid in _ELSEWHERE or not _ENCAPSULATED.fullmatch(uid)):
         raise Refused("transfer-syntax-not-handled")
 
@@ -73,12 +79,25 @@ def check(instance: Instance, profile: Profile) -> None:
     Raises:
         Refused: it cannot.
     """
-    if not all(is_uid(instance.value(tag)) for tag in (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID)):
+    if not is_uid(instance.value(_SOP_CLASS_UID)):
         raise Refused("incomplete-instance")
     _check_sop_class(instance.value(_SOP_CLASS_UID), profile)
+    if not all(is_uid(instance.value(tag)) for tag in (_SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID)):
+        raise Refused("incomplete-instance")
     _check_burned_in(instance, profile)
     _check_overlays(instance)
     _check_pixels(instance)
+
+
+def check_uids(instance: Instance, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> None:
+    """Whether the instance is the one that the manifest names: its pseudonyms are made from what it says itself.
+
+    Raises:
+        Refused: it says something else.
+    """
+    said = tuple(instance.value(tag) for tag in (_STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID, _SOP_INSTANCE_UID))
+    if said != (study_instance_uid, series_instance_uid, sop_instance_uid):
+        raise Refused("contradicts-manifest")
 
 
 def _check_sop_class(uid: str, profile: Profile) -> None:
@@ -136,5 +155,3 @@ def _has_its_length(instance: Instance, tag: int, length: int) -> bool:
     frames = instance.number(_NUMBER_OF_FRAMES) or 1
     expected = (rows * columns * samples * frames * bits + 7) // 8
     return length in {expected, expected + expected % 2}
-
-

@@ -1,10 +1,12 @@
 """What an attribute is: VR and keyword by tag, from pydicom's dictionary and the 26 attributes of Table E.1-1 that it does not know yet."""
 
+import re
 from functools import cache
 from typing import Final
 
+import pydicom.config
+import pydicom.uid
 from pydicom.datadict import add_dict_entries, dictionary_has_tag, get_entry
-from pydicom.uid import UID_dictionary
 
 _NEWER: Final[dict[int, tuple[str, str, str, str, str]]] = {
     0x00081301: ("SQ", "1", "Principal Diagnosis Code Sequence", "", "PrincipalDiagnosisCodeSequence"),
@@ -22,7 +24,13 @@ _NEWER: Final[dict[int, tuple[str, str, str, str, str]]] = {
     0x00100043: ("SQ", "1", "Sex Parameters for Clinical Use Category Sequence", "", "SexParametersForClinicalUseCategorySequence"),
     0x00100044: ("SQ", "1", "Gender Identity Code Sequence", "", "GenderIdentityCodeSequence"),
     0x00100045: ("UT", "1", "Gender Identity Comment", "", "GenderIdentityComment"),
-    0x00100046: ("SQ", "1", "Sex Parameters for Clinical Use Category Code Sequence", "", "SexParametersForClinicalUseCategoryCodeSequence"),
+    0x00100046: (
+        "SQ",
+        "1",
+        "Sex Parameters for Clinical Use Category Code Sequence",
+        "",
+        "SexParametersForClinicalUseCategoryCodeSequence",
+    ),
     0x00100047: ("UR", "1-n", "Sex Parameters for Clinical Use Category Reference", "", "SexParametersForClinicalUseCategoryReference"),
     0x00102162: ("UC", "1-n", "Ethnic Groups", "", "EthnicGroups"),
     0x0040A034: ("DT", "1", "Effective Start DateTime", "", "EffectiveStartDateTime"),
@@ -35,7 +43,9 @@ _NEWER: Final[dict[int, tuple[str, str, str, str, str]]] = {
     0x3004007F: ("LO", "1", "Dose Calculation Model Name", "", "DoseCalculationModelName"),
 }
 
-add_dict_entries({tag: entry for tag, entry in _NEWER.items() if not dictionary_has_tag(tag)})  # type: ignore[arg-type]  # its stub says tuple of any length
+add_dict_entries({tag: entry for tag, entry in _NEWER.items() if not dictionary_has_tag(tag)})
+
+_DICOM_ROOT: Final = re.compile(r"1\.2\.840\.10008(\.[0-9]{1,4}){2,9}", re.ASCII)
 
 UNKNOWN: Final = "UN"
 
@@ -66,4 +76,15 @@ def is_current(tag: int) -> bool:
 
 def is_registered_uid(uid: str) -> bool:
     """Whether PS3.6 Annex A registers the UID: a SOP class, a transfer syntax, a well-known instance or frame of reference."""
-    return uid in UID_dictionary
+    return bool(pydicom.uid.UID(uid, pydicom.config.IGNORE).keyword)
+
+
+def is_dicom_uid(uid: str) -> bool:
+    """Whether the UID can be one of PS3.6 Annex A, in an edition that the dictionary does not know too: no component holds a number."""
+    return is_registered_uid(uid) or _DICOM_ROOT.fullmatch(uid) is not None
+
+
+def sop_class_of(keyword: str) -> str | None:
+    """The UID of the SOP class with this keyword, None where there is none."""
+    uid = getattr(pydicom.uid, keyword, None)
+    return str(uid) if isinstance(uid, pydicom.uid.UID) and uid.type == "SOP Class" else None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hub_dicom import NotPart10, read_file_meta
+from hub_dicom import FileMeta, NotPart10, read_file_meta
 
 from hub_deidentification.dictionary import UNKNOWN, vr_of
 
@@ -98,14 +98,14 @@ class Instance:
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
 
 
-def transfer_syntax_of(file: bytes) -> str:
-    """The transfer syntax that the file meta information names.
+def file_meta_of(file: bytes) -> FileMeta:
+    """The file meta information.
 
     Raises:
-        Unparseable: there is no usable file meta information.
+        Unparseable: there is none that can be used.
     """
     try:
-        return read_file_meta(file).transfer_syntax_uid
+        return read_file_meta(file)
     except (NotPart10, struct.error) as error:
         raise Unparseable(f"file meta information: {error}") from None
 
@@ -116,8 +116,8 @@ def read_instance(file: bytes) -> Instance:
     Raises:
         Unparseable: file meta or data set are not what they say they are.
     """
-    uid = transfer_syntax_of(file)
-    body = memoryview(file)[read_file_meta(file).data_set_offset :]
+    meta = file_meta_of(file)
+    uid, body = meta.transfer_syntax_uid, memoryview(file)[meta.data_set_offset :]
     if uid == DEFLATED:
         uid, body = EXPLICIT_LITTLE, memoryview(_inflate(body))
     syntax = Syntax.of(uid)
@@ -254,32 +254,18 @@ class _Reader:
         return items, place
 
     def _fragments(self, place: int, end: int) -> int:
-        for _, place in fragments(self.buffer[:end], place, self._little):  # noqa: B007 -- only where it ends matters
-            pass
-        return place
-
-
-def fragments(buffer: memoryview, place: int, little: bool = True) -> Iterator[tuple[memoryview, int]]:  # noqa: FBT001, FBT002 -- as in PS3.5
-    """The fragments of encapsulated pixel data (PS3.5 A.4) and where each ends; the last pair is empty, after the delimiter.
-
-    Raises:
-        Unparseable: it is not a sequence of fragments with an end.
-    """
-    unpack = struct.Struct("<HHL" if little else ">HHL").unpack_from
-    while place + 8 <= len(buffer):
-        group, number, length = unpack(buffer, place)
-        place += 8
-        tag = group << 16 | number
-        if tag == _SEQUENCE_END:
-            if length:
+        """Where encapsulated pixel data ends, after its delimiter: fragments with a length each, nothing between them (PS3.5 A.4)."""
+        while place + 8 <= end:
+            group, number = self._tag(self.buffer, place)
+            length = self._long(self.buffer, place + 4)[0]
+            tag = group << 16 | number
+            place += 8
+            if tag == _SEQUENCE_END and length == 0:
+                return place
+            if tag != _ITEM or place + length > end:
                 break
-            yield buffer[place:place], place
-            return
-        if tag != _ITEM or place + length > len(buffer):
-            break
-        place += length
-        yield buffer[place - length : place], place
-    raise Unparseable("encapsulated pixel data is not a sequence of fragments with an end")
+            place += length
+        raise Unparseable("encapsulated pixel data is not a sequence of fragments with an end")
 
 
 def write(data_set: DataSet, syntax: Syntax) -> bytes:
@@ -292,7 +278,9 @@ def write(data_set: DataSet, syntax: Syntax) -> bytes:
     return b"".join(_written(data_set, syntax, struct.Struct(order + "HH"), struct.Struct(order + "H"), struct.Struct(order + "L")))
 
 
-def _written(data_set: DataSet, syntax: Syntax, tags: struct.Struct, shorts: struct.Struct, longs: struct.Struct) -> Iterator[bytes | memoryview]:
+def _written(
+    data_set: DataSet, syntax: Syntax, tags: struct.Struct, shorts: struct.Struct, longs: struct.Struct
+) -> Iterator[bytes | memoryview]:
     for tag in sorted(data_set):
         element = data_set[tag]
         value: bytes | memoryview

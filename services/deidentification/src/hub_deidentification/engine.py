@@ -1,12 +1,13 @@
 """The engine: one instance in, the same instance without its patient out (PS3.15 E.1). A pure function of bytes, profile and keys."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from hub_dicom import file_meta
 
-from hub_deidentification.dictionary import UNKNOWN, vr_of
 from hub_deidentification.dates import shifted
+from hub_deidentification.dictionary import UNKNOWN, is_dicom_uid, is_registered_uid, vr_of
 from hub_deidentification.dummies import dummy
 from hub_deidentification.encoding import DataSet, Element, Instance, Syntax, items_of, write
 from hub_deidentification.identity import Pseudonyms
@@ -98,7 +99,7 @@ class _Engine:
                 kept[tag] = result
         return kept
 
-    def _done(self, element: Element, rule: Rule, terms: tuple[str, ...], depth: int) -> Element | None:
+    def _done(self, element: Element, rule: Rule, terms: tuple[str, ...], depth: int) -> Element | None:  # noqa: PLR0911 -- one per action
         match rule.action:
             case Action.REMOVE:
                 return None
@@ -107,7 +108,9 @@ class _Engine:
             case Action.DUMMY:
                 return dummy(element.tag)
             case Action.REPLACE_UID:
-                return self._with_other_uids(element)
+                return self._with_other_uids(element, keep=is_registered_uid)
+            case Action.REPLACE_FOREIGN_UID:
+                return self._with_other_uids(element, keep=is_dicom_uid)
             case Action.SHIFT:
                 return self._with_other_dates(element, rule)
             case Action.CLEAN:
@@ -115,11 +118,11 @@ class _Engine:
             case Action.KEEP:
                 return self._as_it_is(element, terms)
 
-    def _with_other_uids(self, element: Element) -> Element | None:
+    def _with_other_uids(self, element: Element, *, keep: Callable[[str], bool]) -> Element | None:
         if element.items is not None:
             return None
         values = [value.strip(" \0") for value in element.text().split("\\")]
-        return Element(element.tag, "UI", "\\".join(map(self._uid, values)).encode())
+        return Element(element.tag, "UI", "\\".join(value if keep(value) else self._uid(value) for value in values).encode())
 
     def _with_other_dates(self, element: Element, rule: Rule) -> Element | None:
         vr = vr_of(element.tag)

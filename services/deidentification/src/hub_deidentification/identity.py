@@ -196,5 +196,3 @@ def _text(data_set: DataSet, tag: int, instance: Instance) -> str:
     if element is None or element.items is not None:
         return ""
     return (decoded(element, data_set, instance.root) or element.text()).strip(" \0")
-
-

@@ -15,10 +15,9 @@ import pydicom
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydicom.datadict import tag_for_keyword
-from pydicom.uid import UID_dictionary
 
 from hub_deidentification import rules
-from hub_deidentification.dictionary import is_current, keyword_of, vr_of
+from hub_deidentification.dictionary import is_current, keyword_of, sop_class_of, vr_of
 from hub_deidentification.rules import UnusableRules
 
 ENGINE_VERSION: Final = 1
@@ -37,6 +36,8 @@ class Action(Enum):
     EMPTY = "Z"
     DUMMY = "D"
     REPLACE_UID = "U"
+    REPLACE_FOREIGN_UID = "foreign"
+    """Of an attribute that names classes, syntaxes or groups: UIDs under DICOM's root stay, others may be an institution's."""
     CLEAN = "clean"
     """A kept sequence: its items are gone through."""
     SHIFT = "C"
@@ -107,8 +108,11 @@ class Profile:
             "engine": ENGINE_VERSION,
             "dictionary": pydicom.__version__,
             "table": rules.SHA256,
-            "profile": json.loads(self.content.model_dump_json()) | {
-                "burned_in_risk": {name: sorted(value) if isinstance(value, frozenset) else value for name, value in self.content.burned_in_risk}
+            "profile": json.loads(self.content.model_dump_json())
+            | {
+                "burned_in_risk": {
+                    name: sorted(value) if isinstance(value, frozenset) else value for name, value in self.content.burned_in_risk
+                }
             },
         }
 
@@ -140,7 +144,7 @@ class Profile:
         code = self.content.unlisted.get(vr)
         if code is None or tag in self._kept_text:
             return Rule(action=Action.KEEP)
-        return Rule(action=Action(code), otherwise=Action.EMPTY)
+        return Rule(action=Action.REPLACE_FOREIGN_UID if code == "U" else Action(code), otherwise=Action.EMPTY)
 
 
 @cache
@@ -179,11 +183,8 @@ def _tag(keyword: str) -> int:
     return int(tag)
 
 
-_SOP_CLASSES: Final = {entry[4]: uid for uid, entry in UID_dictionary.items() if entry[1] == "SOP Class"}
-
-
 def _sop_class(profile: str, keyword: str) -> str:
-    try:
-        return _SOP_CLASSES[keyword]
-    except KeyError:
-        raise UnusableRules(f"profile {profile}: there is no SOP class {keyword}") from None
+    uid = sop_class_of(keyword)
+    if uid is None:
+        raise UnusableRules(f"profile {profile}: there is no SOP class {keyword}")
+    return uid
