@@ -10,6 +10,7 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset
 from support.dicom_files import SyntheticPatient, nhs_test_number, synthetic_series, write_series
+from support.planted import planted_study
 
 TRUSTS_YAML = """\
 # Made up for tests.
@@ -46,6 +47,8 @@ class Cohort:
 
     files: dict[str, list[Path]] = field(default_factory=dict)
     patients: int = 0
+    needles: tuple[str, ...] = ()
+    """Identifiers that must be found nowhere behind the identifiable objects."""
     late: tuple[str, Path] | None = None
     """One more instance of a study that has been sent, and the AE title that sends it."""
 
@@ -58,7 +61,10 @@ class Cohort:
 
 
 def make_cohort(folder: Path) -> Cohort:
-    """Write 330 synthetic instances: eleven studies of six modalities, nine patients, one of them seen at two trusts."""
+    """Write 338 synthetic instances: thirteen studies of five modalities, eleven patients, one of them seen at two trusts.
+
+    Two of the studies carry their patients' identifiers in every place where they could hide.
+    """
     cohort = Cohort()
     number = 0
     shared = nhs_test_number(4711)
@@ -92,7 +98,15 @@ def make_cohort(folder: Path) -> Cohort:
         study_date=f"202401{number:02d}",
     )
     cohort.late = ("EASTVALE", write_series(folder / "late", last)[0])
-    cohort.patients = 9
+    for calling, seed, issuer in (("NORTHGATE", 1, "NHS"), ("SOUTHMERE", 2, None)):
+        planted = planted_study(seed, instances=4, issuer=issuer, national=issuer is not None)
+        cohort.needles += planted.needles
+        for file in planted.files:
+            path = folder / calling / file.name
+            path.write_bytes(file.content)
+            cohort.files[calling].append(path)
+    cohort.needles += ("QUILLFEATHER", "OXBRIDGEWORTH", "EV-0815-4711", "LOCAL-0000", shared)
+    cohort.patients = 11
     return cohort
 
 
