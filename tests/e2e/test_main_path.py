@@ -115,7 +115,8 @@ def test_a_late_instance_makes_revision_two_and_is_in_the_next_version(
     assert again.digests == peaceful.digests, "version 1 must not change"
 
 
-def test_the_commands_of_the_readme_work(hub: Hub, peaceful: Exported, tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_work(hub: Hub, peaceful: Exported, cohort: Cohort, tmp_path: Path) -> None:
+    study = hub.qido("studies", limit="1")[0]["0020000D"]["Value"][0]
     lines = [line.strip() for block in README.read_text().split("```sh\n")[1:] for line in block.split("```")[0].splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line and not line.startswith("#")]
     assert ["make", "demo"] in commands
@@ -127,9 +128,8 @@ def test_the_commands_of_the_readme_work(hub: Hub, peaceful: Exported, tmp_path:
             assert named.returncode == 0, named.stderr
             assert command[1] in ("up", "help") or f"make {command[1]}" in run or command[1].startswith(("test-", "bench-")), command
         elif command[0].endswith("bin/hub"):
-            arguments = [str(tmp_path / "got") if part == "DIR" else part for part in command[1:]]
-            if arguments[0] == "trace":
-                arguments[1] = hub.qido("studies", limit="1")[0]["0020000D"]["Value"][0]
+            stand_for = {"DIR": str(tmp_path / "got"), "PATH": str(cohort.files["NORTHGATE"][0]), "STUDY": study}
+            arguments = [stand_for.get(part, part) for part in command[1:]]
             result = hub.command(*arguments)
             assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
 

@@ -49,8 +49,10 @@ def records(hub: Hub) -> Iterator[tuple[str, bytes]]:
         idle = 0 if messages else idle + 1
         for message in messages:
             assert not message.error(), message.error()
-            parts = [message.key(), message.value(), *(part for name, value in message.headers() or () for part in (name.encode(), value))]
-            yield message.topic(), b"\n".join(part for part in parts if part)
+            parts = [message.key(), message.value()]
+            for name, value in message.headers() or []:
+                parts += [name, value]
+            yield str(message.topic()), b"\n".join(part.encode() if isinstance(part, str) else part for part in parts if part)
     consumer.close()
 
 
