@@ -72,6 +72,7 @@ class Study:
     last_quiet: datetime = _NEVER
     quiet_covers: datetime = _NEVER
     last_closed: datetime = _NEVER
+    last_deidentified: datetime = _NEVER
     revision: int = 0
     revision_instances: int = 0
     deidentified_revision: int = 0
@@ -113,13 +114,13 @@ class Study:
                 self.held_whole("deidentification"),
                 self.deidentified_revision >= self.revision,
                 self.deidentified_revision > 0,
-                _NEVER,
+                self.last_closed,
             ),
             "indexed": (
                 self.held_whole("indexing"),
                 self.indexed_revision >= self.deidentified_revision or self.held_whole("deidentification"),
                 self.indexed_revision > 0 and not self.held_whole("deidentification"),
-                _NEVER,
+                self.last_deidentified,
             ),
         }[stage]
         if held:
@@ -256,6 +257,7 @@ class Ledger:
         study = self._study(*(place or self._by_uid.get(event.key) or (UNKNOWN, event.key)))
         match event.data:
             case StudyDeidentified() as data:
+                study.last_deidentified = max(study.last_deidentified, event.time)
                 self._by_uid[data.research_study_uid] = (study.trust, study.study_instance_uid)
                 if data.revision >= study.deidentified_revision:
                     study.deidentified_revision, study.deidentified_instances = data.revision, data.instances

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hub_dicom.synthetic import SyntheticPatient, nhs_test_number, synthetic_series
 from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence as DicomSequence
 
@@ -116,17 +117,16 @@ def prepare(study: DemoStudy, number: int, folder: Path) -> Prepared:
     sources = study.make(folder) if study.make else study.files
     written, modalities = [], []
     dataset = Dataset()
-    for index, source in enumerate(sources, 1):
-        dataset = dcmread(source)
-        if study.person is not None:
-            put_person(dataset, study.person, study.trust, number)
-        target = folder / f"{index:04d}.dcm"
-        dataset.save_as(target, enforce_file_format=True)
-        if source.parent == folder and source != target:
-            source.unlink()
-        written.append(target)
-        modalities.append(str(dataset.get("Modality") or "OT"))
-    return Prepared(study, str(dataset.StudyInstanceUID), tuple(written), tuple(sorted(set(modalities))), dataset.SOPClassUID.name)
+    with disable_value_validation():  # real files hold values that the Standard forbids, UIDs with leading zeros for one
+        for index, source in enumerate(sources, 1):
+            dataset = dcmread(source)
+            if study.person is not None:
+                put_person(dataset, study.person, study.trust, number)
+            target = folder / f"{index:04d}.dcm"
+            dataset.save_as(target, enforce_file_format=True)
+            written.append(target)
+            modalities.append(str(dataset.get("Modality") or "OT"))
+        return Prepared(study, str(dataset.StudyInstanceUID), tuple(written), tuple(sorted(set(modalities))), dataset.SOPClassUID.name)
 
 
 def put_person(dataset: Dataset, person: Person, trust: str, number: int) -> None:
