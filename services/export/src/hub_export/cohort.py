@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Final, Protocol, cast
 
+import psycopg
 from hub_dicom import matching
 from hub_dicom.matching import BadCondition, Column, Condition
 from hub_objectstore import ObjectStore
+from hub_runtime import RetryLater
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
@@ -74,7 +76,12 @@ class PostgresIndex:
 
     @contextmanager
     def select(self, conditions: Iterable[Condition]) -> Iterator[Iterator[Instance]]:
-        """See `Index.select`. Raises psycopg.OperationalError when the database is away."""
+        """See `Index.select`.
+
+        Raises:
+            psycopg.OperationalError: the database is away.
+            RetryLater: the index has not made its view yet, or does not let this role read it yet.
+        """
         where, values = to_sql(conditions)
         statement = (
             "SELECT subject, study_instance_uid, series_instance_uid, sop_instance_uid, modality,"  # noqa: S608 - no value is in it
@@ -84,7 +91,10 @@ class PostgresIndex:
         # A cursor of the server's: memory holds some rows, not the dataset.
         with self._pool.connection() as connection, connection.transaction(), connection.cursor("selection") as cursor:
             cursor.itersize = _ROWS_AT_ONCE
-            cursor.execute(statement.encode(), values)
+            try:
+                cursor.execute(statement.encode(), values)
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+                raise RetryLater("index-not-ready", f"{_VIEW} is not there for this role: is indexing running?") from None
             yield (Instance(*row) for row in cursor)
 
 

@@ -140,7 +140,7 @@ def _answer(
     try:
         with pool.connection() as connection:
             found = qido.search(connection, query, study=study, series=series)
-    except psycopg.OperationalError as problem:
+    except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as problem:
         log.warning("a search was not answered", reason="database-unavailable", error=type(problem).__name__)
         return _text(503, "The index is away or took too long: ask for less, or again later.", {"Retry-After": "5"})
     response = Response(json.dumps(found.datasets, ensure_ascii=False, separators=(",", ":")).encode(), 200, media_type=media_type)

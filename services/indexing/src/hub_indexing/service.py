@@ -153,8 +153,7 @@ def serve(service: Service[IndexingSettings]) -> None:
     """Bring the schema up to date, then consume until the process is told to stop."""
     settings, store = service.settings, open_store(service.settings)
     with open_pool(settings.database_url.get_secret_value()) as pool:
-        with pool.connection() as connection:
-            migrate(connection)
+        _migrate_when_up(service, pool)
 
         def handler(event: Event[Any]) -> Iterable[Event[BaseModel]]:
             return handle(event, store=store, pool=pool)
@@ -167,6 +166,20 @@ def serve(service: Service[IndexingSettings]) -> None:
             store=store,
             passing_faults=(StoreUnavailable, psycopg.OperationalError),
         )
+
+
+def _migrate_when_up(service: Service[IndexingSettings], pool: ConnectionPool[Connection[TupleRow]]) -> None:
+    """Bring the schema up to date; unready, and waiting, while the database is away."""
+    while not service.stop.is_set():
+        try:
+            with pool.connection() as connection:
+                migrate(connection)
+        except psycopg.OperationalError:
+            service.health.unready("database", "database-unavailable")
+            service.stop.wait(1)
+        else:
+            service.health.ready("database")
+            return
 
 
 def main() -> None:
