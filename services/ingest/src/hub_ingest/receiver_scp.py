@@ -1,0 +1,335 @@
+"""The DICOM side of the receiver: who may associate, what is negotiated, and each C-STORE as it came off the network, not decoded.
+
+pynetdicom does the protocol (PS3.7, PS3.8). What it does not offer is added here: trust by title and address, data sets that spill
+into a file, TCP_NODELAY, one listening port for several processes.
+"""
+
+import contextlib
+import io
+import socket
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from socketserver import BaseServer
+from typing import Any, BinaryIO, Final, Generic, TypeVar, cast
+
+from hub_dicom import Trust, Trusts
+from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from hub_dicom.storage import RETIRED_STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES
+from hub_runtime import logger
+from hub_runtime.metrics import Metrics
+from hub_runtime.workers import is_worker
+from pydicom.dataset import Dataset
+from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, evt, register_uid
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import Verification
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from hub_ingest.settings import ReceiverSettings
+
+# PS3.8 table 9-21: result, source, reason of an A-ASSOCIATE-RJ.
+UNKNOWN_CALLER: Final = (1, 1, 3)
+UNKNOWN_CALLED: Final = (1, 1, 7)
+_NOT_AUTHORISED: Final = 0x0124  # PS3.7 C.4.14
+_PDU_BYTES: Final = 131_072
+_ACSE_SECONDS: Final = 15
+_ERROR_COMMENT: Final = 64  # PS3.7 C.4.2, VR LO
+
+log = logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One C-STORE request. The data set is what came over the network, byte for byte."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    data_set: BinaryIO
+    size: int
+    too_large: bool = False
+    """There was more than the limit; the data set is not whole."""
+    fault: OSError | None = None
+    """It could not be kept; the data set is not whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A C-STORE response: a status of PS3.4 table B.2-1, and a comment of at most 64 characters that names nobody."""
+
+    status: int
+    comment: str = ""
+
+
+Call = TypeVar("Call")
+
+
+class StorageProvider(Generic[Call]):
+    """A Storage and Verification SCP that listens from its construction on; `serve` accepts."""
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        trusts: Trusts,
+        *,
+        admit: Callable[[Trust], Call],
+        take: Callable[[Call, Arrival], Answer],
+        metrics: Metrics,
+        folder: Path,
+    ) -> None:
+        """Bind.
+
+        Args:
+            settings: host, port, AE title and bounds.
+            trusts: who may call.
+            admit: makes what stands for one association of a trust.
+            take: answers an instance of that association; blocks as long as the sender may wait, and does not raise.
+            metrics: of the receiver.
+            folder: where large instances wait.
+
+        Raises:
+            OSError: the port is taken or the folder cannot be made.
+        """
+        self._trusts = trusts
+        self._admit = admit
+        self._take = take
+        self._metrics = metrics
+        self._called_ae = settings.receiver_ae_title.strip()
+        self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # pynetdicom's own log handlers decode and print identifiers at debug level: none of them is bound.
+        _config.LOG_HANDLER_LEVEL = "none"
+        self._server = _listen(
+            settings,
+            [(evt.EVT_REQUESTED, self._on_request), (evt.EVT_C_STORE, self._on_store), (evt.EVT_C_ECHO, _on_echo)],
+            lambda: Spool(folder, settings.receiver_memory_bytes, settings.receiver_maximum_bytes),
+        )
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
+
+    def serve(self) -> None:
+        """Accept associations, each in a thread of its own, until `close`."""
+        self._server.serve_forever(poll_interval=0.1)
+
+    def close(self, seconds: float) -> int:
+        """Stop accepting, and let the associations that run end within `seconds`; how many did not."""
+        BaseServer.shutdown(self._server)
+        # Not the server's own: that one waits for the threads of connections for ever.
+        self._server.socket.close()
+        deadline = time.monotonic() + seconds
+        while (running := len(self._server.active_associations)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return running
+
+    def _on_request(self, event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
+        """An A-ASSOCIATE-RQ is here: refuse it unless a trust calls us by our name."""
+        assoc = event.assoc
+        request = assoc.requestor.primitive
+        self._metrics.set("hub_receiver_associations", len(self._server.active_associations))
+        calling, called, address = str(request.calling_ae_title), str(request.called_ae_title), str(assoc.requestor.address)
+        trust = self._trusts.by_caller(calling, address)
+        if trust is None:
+            self._reject(assoc, UNKNOWN_CALLER, "unknown-caller", calling_ae=calling, address=address)
+        elif called.strip() != self._called_ae:
+            self._reject(assoc, UNKNOWN_CALLED, "unknown-called-ae", trust=trust.name, called_ae=called)
+        else:
+            self._calls[assoc] = self._admit(trust)
+            self._metrics.count("hub_receiver_associations_total", trust=trust.name)
+
+    def _reject(self, assoc: Any, reason: tuple[int, int, int], code: str, **seen: str) -> None:  # noqa: ANN401 - pynetdicom has no types
+        assoc.acse.send_reject(*reason)
+        assoc.kill()
+        self._metrics.count("hub_receiver_associations_refused_total", reason=code)
+        log.warning("association refused", reason=code, **seen)
+
+    def _on_store(self, event: Any) -> int | Dataset:  # noqa: ANN401 - pynetdicom has no types
+        call = self._calls.get(event.assoc)
+        spool = cast("Spool | None", event.request.DataSet)
+        if call is None:
+            # Cannot be: it was refused above. If it can, nothing gets in.
+            return _response(Answer(_NOT_AUTHORISED, "The caller is not known"))
+        try:
+            arrival = Arrival(
+                sop_class_uid=str(event.request.AffectedSOPClassUID),
+                sop_instance_uid=str(event.request.AffectedSOPInstanceUID),
+                transfer_syntax_uid=str(event.context.transfer_syntax),
+                data_set=spool.stream if spool is not None else io.BytesIO(),
+                size=spool.size if spool is not None else 0,
+                too_large=spool is not None and spool.too_large,
+                fault=spool.fault if spool is not None else None,
+            )
+            return _response(self._take(call, arrival))
+        finally:
+            if spool is not None:
+                spool.discard()
+
+
+class Spool(io.BytesIO):
+    """Where pynetdicom writes a data set: memory up to a bound, then a file without a name, which is gone with the process however it ends."""
+
+    def __init__(self, folder: Path, memory_bytes: int, maximum_bytes: int) -> None:
+        super().__init__()
+        self.size = 0
+        self.too_large = False
+        self.fault: OSError | None = None
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._maximum_bytes = maximum_bytes
+        self._file: BinaryIO | None = None
+
+    @property
+    def stream(self) -> BinaryIO:
+        """What was written, at whatever place it stands."""
+        return self._file if self._file is not None else self
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - a buffer
+        """Append. Never raises: an exception here would end the association without an answer."""
+        if self.size + len(data) > self._maximum_bytes:
+            self.too_large = True
+        if self.too_large or self.fault is not None:
+            return len(data)
+        try:
+            if self._file is None and self.size + len(data) > self._memory_bytes:
+                self._file = cast("BinaryIO", tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115 - `discard` closes it
+                with self.getbuffer() as so_far:
+                    self._file.write(so_far)
+                super().truncate(0)
+            written = super().write(data) if self._file is None else self._file.write(data)
+        except OSError as error:
+            self.fault = error
+            return len(data)
+        self.size += written
+        return written
+
+    def discard(self) -> None:
+        """Give memory and file back now, not when the last reference goes."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self.close()
+
+
+class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]  # pynetdicom has no types
+    """Gives each message a spool for its data set."""
+
+    def __init__(self, assoc: Any, spool: Callable[[], Spool]) -> None:  # noqa: ANN401 - pynetdicom has no types
+        super().__init__(assoc)
+        self._spool = spool
+
+    def receive_primitive(self, primitive: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
+        if self.message is None:
+            message = DIMSEMessage()
+            message.data_set = self._spool()
+            self.message: Any = message
+        super().receive_primitive(primitive)
+
+
+class _Contexts(list[Any]):
+    """Supported contexts that each association shares: pynetdicom copies them, 190 with 53 syntaxes each, for every connection."""
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Contexts":
+        return self
+
+
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom has no types
+    """Accepts connections."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+    def __init__(
+        self,
+        ae: Any,  # noqa: ANN401 - pynetdicom has no types
+        address: tuple[str, int],
+        contexts: _Contexts,
+        handlers: list[Any],
+        *,
+        spool: Callable[[], Spool],
+        shared: bool,
+    ) -> None:
+        self.spool = spool
+        self._shared = shared
+        super().__init__(ae, address, ae.ae_title, contexts, evt_handlers=handlers, request_handler=_Handler)
+
+    def server_bind(self) -> None:
+        if self._shared:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        # Without it a response waits for the sender's delayed acknowledgement: about 45 ms an instance.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, address
+
+    def verify_request(self, _request: object, _address: object) -> bool:
+        # Above the bound of associations a caller gets a proper rejection; far above it, connections that say nothing are hung up on.
+        return len(self.active_associations) < 2 * int(self.ae.maximum_associations) + 10
+
+    def handle_error(self, _request: object, _address: object) -> None:
+        log.exception("a connection failed before its association")  # noqa: LOG004 - socketserver calls it while it handles the exception
+
+
+class _Handler(RequestHandler):  # type: ignore[misc]  # pynetdicom has no types
+    """Sets up the association of a connection."""
+
+    def _create_association(self) -> Any:  # noqa: ANN401 - pynetdicom has no types
+        assoc = super()._create_association()
+        assoc.dimse = _Dimse(assoc, self.server.spool)
+        return assoc
+
+
+def _listen(settings: ReceiverSettings, handlers: list[Any], spool: Callable[[], Spool]) -> _Server:
+    ae = AE(ae_title=settings.receiver_ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = _PDU_BYTES
+    ae.maximum_associations = settings.receiver_associations
+    ae.acse_timeout = _ACSE_SECONDS
+    ae.dimse_timeout = settings.receiver_idle_seconds
+    ae.network_timeout = settings.receiver_idle_seconds
+    return _Server(
+        ae,
+        (settings.receiver_host, settings.receiver_port),
+        supported_contexts(),
+        handlers,
+        spool=spool,
+        shared=is_worker(),
+    )
+
+
+_registered = threading.Lock()
+
+
+def supported_contexts() -> _Contexts:
+    """Verification, and every storage SOP class with every transfer syntax that holds its pixels."""
+    current = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
+    retired = [uid for uid in RETIRED_STORAGE_SOP_CLASSES if uid not in current]
+    with _registered:
+        for uid in retired:
+            register_uid(uid, f"RetiredStorage_{uid.replace('.', '_')}", StorageServiceClass)
+    syntaxes = list(TRANSFER_SYNTAXES)
+    contexts = [build_context(uid, syntaxes) for uid in (*sorted(current), *retired)]
+    return _Contexts([build_context(Verification, syntaxes[:3]), *contexts])
+
+
+def _on_echo(_event: object) -> int:
+    return 0x0000
+
+
+def _response(answer: Answer) -> int | Dataset:
+    if not answer.comment:
+        return answer.status
+    response = Dataset()
+    response.Status = answer.status
+    response.ErrorComment = answer.comment[:_ERROR_COMMENT]
+    return response
