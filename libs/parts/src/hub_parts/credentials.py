@@ -33,14 +33,15 @@ S3_RIGHTS: Mapping[str, Mapping[str, str]] = {
     "assembler": {"identifiable": "w"},
     "closer": {"identifiable": "rwl"},
     "deidentification": {"identifiable": "rwl", "research": "rwl"},
-    "indexing": {"research": "rw"},
+    "indexing": {"research": "rwl"},
     "export": {"research": "rwl", **dict.fromkeys(DATASETS, "rwl")},
     "console": dict.fromkeys(BUCKETS, "rl"),
     "training-consumer": {"datasets-training": "rl"},
     "validation-consumer": {"datasets-validation": "rl"},
     ADMIN: dict.fromkeys(BUCKETS, "rwl"),
 }
-"""Identity to bucket to rights: r reads, w writes and deletes, l lists. What is not here is refused. The assembler and indexing write dead letters."""
+"""Identity to bucket to rights: r reads, w writes and deletes, l lists. What is not here is refused. Indexing writes dead letters, and
+lists because S3 tells a missing object from a forbidden one only to those who may list. The assembler writes dead letters only."""
 
 DATABASE_ROLES = ("indexing", "export", "console")
 

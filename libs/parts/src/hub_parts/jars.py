@@ -1,6 +1,5 @@
 """Kafka's jars: named by a lock file with SHA-256, fetched in parallel from the repositories that jgo is set to use."""
 
-import argparse
 import hashlib
 import os
 import tempfile
@@ -50,7 +49,7 @@ def read_lock(path: Path = LOCK) -> list[Jar]:
         name, _, digest = line.partition(" ")
         if name.count(":") != 2 or len(digest) != 64:
             raise JarRefused(
-                f"{path.name}, line {number}: not `group:artifact:version sha256`: make it anew with `python -m hub_parts.jars`"
+                f"{path.name}, line {number}: not `group:artifact:version sha256`: make it anew with `python -m hub_parts lock-jars`"
             )
         group, artifact, version = name.split(":")
         jars.append(Jar(group, artifact, version, digest))
@@ -133,10 +132,8 @@ def check(path: Path, jar: Jar) -> None:
         )
 
 
-def main() -> None:
+def write_lock(path: Path = LOCK) -> None:
     """Resolve Kafka's jars with jgo and write the lock file anew."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.parse_args()
     import jgo  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -144,12 +141,8 @@ def main() -> None:
         # Resolved one by one: together, the second would change the versions of the first.
         kafka = {(one.groupId, one.artifactId): one for one in jgo.resolve(KAFKA)}
         logging = {(one.groupId, one.artifactId): one for one in jgo.resolve(LOGGING)}
-        lines = ["# Kafka's jars, made by `python -m hub_parts.jars`: group:artifact:version SHA-256"]
+        lines = ["# Kafka's jars, made by `python -m hub_parts lock-jars`: group:artifact:version SHA-256"]
         for one in sorted({**logging, **kafka}.values(), key=lambda one: (one.groupId, one.artifactId)):
             digest = hashlib.sha256(one.resolve().read_bytes()).hexdigest()
             lines.append(f"{one.groupId}:{one.artifactId}:{one.version} {digest}")
-        LOCK.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any, Self
 from hub_parts.access import apply_rules
 from hub_parts.credentials import ADMIN, IDENTITIES, Credentials
 from hub_parts.kafka import Kafka, client_config
+from hub_parts.minio_server import MinioServer
 from hub_parts.ports import choose_ports
 from hub_parts.postgres import Postgres
 from hub_parts.s3 import require_buckets
@@ -166,17 +167,30 @@ class Parts:
             endpoint = self.s3_endpoint = settings.s3_endpoint
             self.credentials["s3"] = dict.fromkeys(IDENTITIES, keys)
             return lambda: require_buckets(endpoint, keys)
+        self.credentials["s3"] = {name: dict(keys) for name, keys in secrets.s3.items()}
+        if settings.store == "minio":
+            return self._minio(secrets)
         ports = self._ports({name: settings.s3_port if name == "s3" else None for name in SEAWEEDFS_PORTS})
-        store = SeaweedFS(
-            folder=self.data_folder / "seaweedfs",
-            logs=self.supervisor.logs,
-            temporary=self.supervisor.temporary,
-            ports=ports,
+        folder = self.data_folder / "seaweedfs"
+        store = SeaweedFS(folder=folder, logs=self.supervisor.logs, temporary=self.supervisor.temporary, ports=ports, credentials=secrets)
+        self.s3_endpoint = store.endpoint
+        return lambda: self._run(store.prepare)
+
+    def _minio(self, secrets: Credentials) -> Callable[[], None]:
+        store = MinioServer(
+            folder=self.data_folder / "minio",
+            cache=self._cache,
+            port=self._ports({"s3": self.settings.s3_port})["s3"],
             credentials=secrets,
+            flush_every_object=self.settings.durability == "power",
         )
         self.s3_endpoint = store.endpoint
-        self.credentials["s3"] = {name: dict(keys) for name, keys in secrets.s3.items()}
-        return lambda: self._run(store.prepare)
+
+        def start() -> None:
+            self._run(store.prepare)
+            store.make_identities()
+
+        return start
 
     def _database(self, secrets: Credentials) -> Callable[[], None]:
         settings = self.settings

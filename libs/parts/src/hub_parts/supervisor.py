@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hub_parts import tether
+from hub_parts import supervisord, tether
 from hub_parts.errors import AlreadyRunning, ProgramUnknown, StartAborted, log_tail
 from hub_parts.ports import free_port
 
@@ -96,14 +96,14 @@ class Supervisor:
         earlier = self._run / "id"
         if earlier.exists():
             kill_marked(earlier.read_text(encoding="ascii").strip())
-            delete_leftovers(self._run)
+            supervisord.delete_leftovers(self._run)
         earlier.write_text(self._id, encoding="ascii")
         self._port = free_port()
         self._write_config()
         assert self._lock_file is not None  # noqa: S101 - for the type checker: _take_folder has set it
         with (self.logs / "supervisord.err").open("wb") as errors:
             self._daemon = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-W", "ignore", "-m", "hub_parts.supervisord", str(os.getpid()), str(self._config)],
+                [sys.executable, "-I", "-W", "ignore", supervisord.__file__, str(os.getpid()), str(self._config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -246,7 +246,7 @@ class Supervisor:
                     daemon.kill()
             daemon.wait()
             kill_marked(self._id)
-            delete_leftovers(self._run)
+            supervisord.delete_leftovers(self._run)
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
@@ -379,14 +379,6 @@ def kill_marked(run: str) -> list[int]:
         killed += alive
         time.sleep(0.05)
     return sorted(set(killed))
-
-
-def delete_leftovers(run: Path) -> None:
-    """Delete what the programs of this `run` folder left outside it, and forget the programs; only when they have ended."""
-    for program in (run / "programs").glob("*.json"):
-        for path in json.loads(program.read_text(encoding="utf-8"))["leftovers"]:
-            Path(path).unlink(missing_ok=True)
-        program.unlink()
 
 
 def _marked(mark: bytes) -> Iterable[int]:

@@ -1,5 +1,9 @@
-"""The supervisor's process: supervisord, tied to the process that started it: `python -m hub_parts.supervisord PARENT_PID CONFIG`."""
+"""The supervisor's process: supervisord, tied to the process that started it: `python -I supervisord.py PARENT_PID CONFIG`.
 
+It imports nothing of the project, so that it is up at once.
+"""
+
+import json
 import os
 import signal
 import sys
@@ -9,8 +13,6 @@ from typing import Any
 from supervisor import supervisord
 from supervisor.options import ServerOptions
 from supervisor.states import SupervisorStates
-
-from hub_parts.supervisor import delete_leftovers
 
 POLL_SECONDS = 0.2
 """supervisord looks once a second for children that ended; a restart should not wait for that."""
@@ -45,6 +47,14 @@ class Tethered(supervisord.Supervisor):  # type: ignore[misc]  # supervisor ship
 
     def ordered_stop_groups_phase_2(self) -> None:
         """Nothing: phase 1 looks at the processes themselves."""
+
+
+def delete_leftovers(run: Path) -> None:
+    """Delete what the programs of this `run` folder left outside it, and forget the programs; only when they have ended."""
+    for program in (run / "programs").glob("*.json"):
+        for path in json.loads(program.read_text(encoding="utf-8"))["leftovers"]:
+            Path(path).unlink(missing_ok=True)
+        program.unlink()
 
 
 def fork() -> int:
