@@ -49,9 +49,9 @@ def records(hub: Hub) -> Iterator[tuple[str, bytes]]:
         idle = 0 if messages else idle + 1
         for message in messages:
             assert not message.error(), message.error()
-            parts = [message.key(), message.value()]
-            for name, value in message.headers() or []:
-                parts += [name, value]
+            parts: list[str | bytes | None] = [message.key(), message.value()]
+            for header in message.headers() or []:
+                parts += header
             yield str(message.topic()), b"\n".join(part.encode() if isinstance(part, str) else part for part in parts if part)
     consumer.close()
 
