@@ -134,7 +134,7 @@ class StorageProvider(Generic[Call]):
         """An A-ASSOCIATE-RQ is here: refuse it unless a trust calls us by our name."""
         assoc = event.assoc
         request = assoc.requestor.primitive
-        self._metrics.set("hub_receiver_associations", len(self._server.active_associations))
+        self._metrics.set("hub_receiver_associations_open", len(self._server.active_associations))
         calling, called, address = str(request.calling_ae_title), str(request.called_ae_title), str(assoc.requestor.address)
         trust = self._trusts.by_caller(calling, address)
         if trust is None:
