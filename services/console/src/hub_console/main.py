@@ -65,7 +65,7 @@ def main() -> None:
 
 def fail(text: str) -> NoReturn:
     """Print an error and end with exit code 1."""
-    err.print(f"[bold red]{escape(text)}[/]")
+    err.print(f"[bold red]{escape(text)}[/]", soft_wrap=True)
     sys.exit(1)
 
 
@@ -81,8 +81,7 @@ def up(
 ) -> None:
     """Start Kafka, S3, PostgreSQL and every service; stay until Ctrl-C, then stop all of it."""
     settings = parts_settings(s3, durability)
-    stopping = threading.Event()
-    with signals(stopping):
+    with signals() as stopping:
         try:
             hub = Up.start(data, settings, workers=workers, say=lambda text: out.print(escape(text)))
         except AlreadyRunning as error:
@@ -312,11 +311,10 @@ def demo(
     """Send real studies from three trusts through the hub and show the dataset that comes out."""
     from hub_console.demo import run  # noqa: PLC0415 # numpy and the decoders take a second to load
 
-    stopping = threading.Event()
     try:
         read_endpoints(data)
     except NotRunning:
-        with signals(stopping):
+        with signals() as stopping:
             hub = Up.start(data, PartsSettings(), say=lambda text: out.print(escape(text)))
             try:
                 run(data.absolute(), connect(data), out, own=not stay)
@@ -350,19 +348,34 @@ def parts_settings(s3: str | None, durability: str | None) -> PartsSettings:
     return settings
 
 
-@contextmanager
-def signals(stopping: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end what runs: `stopping` is set, and whatever is under way is interrupted as by Ctrl-C."""
+class Stopping:
+    """Whether an end was asked for. Before anybody waits for that, asking interrupts what is under way."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        if stopping.is_set():
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._waited_for = False
+
+    def ask(self, _number: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self._asked.is_set():
             return
-        stopping.set()
-        raise KeyboardInterrupt
+        self._asked.set()
+        if not self._waited_for:
+            raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    def wait(self, seconds: float) -> bool:
+        """Wait up to so many seconds; whether the end was asked for."""
+        self._waited_for = True
+        return self._asked.wait(seconds)
+
+
+@contextmanager
+def signals() -> Iterator[Stopping]:
+    """Ctrl-C, SIGTERM and the terminal's end ask to stop."""
+    stopping = Stopping()
+    before = {number: signal.signal(number, stopping.ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
