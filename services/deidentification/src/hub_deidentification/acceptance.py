@@ -130,7 +130,7 @@ def _check_burned_in(instance: Instance, profile: Profile) -> None:
 
 def _check_overlays(instance: Instance) -> None:
     for group in range(0x6000, 0x6020, 2):
-        has_plane = any(tag >> 16 == group for tag in instance.root)
+        has_plane = any(group << 16 | number in instance.root for number in (0x0010, 0x0011, 0x0100, 0x0102))
         if has_plane and group << 16 | 0x3000 not in instance.root:
             raise Refused("embedded-overlay")
 
