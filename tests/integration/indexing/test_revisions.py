@@ -140,7 +140,12 @@ def test_revisions_racing_in_threads_end_at_the_newest(pool: Pool, store: Memory
         study = f"1.2.{round_ + 1}"
         events = [
             put_revision(
-                store, study, "source01", number, [Image(f"{study}.1.{image}", f"{study}.1") for image in range(number, number + 40)]
+                store,
+                study,
+                "source01",
+                number,
+                [Image(f"{study}.1.{image}", f"{study}.1") for image in range(number, number + 40)],
+                subject=f"Subject{round_}{number}",  # so that the lock of the subject does not stand in for that of the study
             )
             for number in range(1, 7)
         ]
@@ -164,6 +169,7 @@ def test_revisions_racing_in_threads_end_at_the_newest(pool: Pool, store: Memory
         found = rows(pool, f"SELECT sop_instance_uid FROM instances WHERE study_instance_uid = '{study}'")
         assert {uid for (uid,) in found} == {f"{study}.1.{image}" for image in range(6, 46)}
         assert rows(pool, f"SELECT revision FROM studies WHERE study_instance_uid = '{study}'") == [(6,)]
+        assert rows(pool, f"SELECT subject FROM subjects WHERE subject LIKE 'Subject{round_}%'") == [(f"Subject{round_}6",)]
 
 
 def test_a_subjects_studies_come_and_go_at_once(pool: Pool, store: MemoryObjectStore) -> None:

@@ -3,17 +3,20 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hub_dicom.matching import Condition
 from hub_events import Event
 from hub_events.types import DatasetExported, DatasetRequested
+from hub_export.cohort import Instance
 from hub_export.service import handle
 from hub_export.split import Split
 from hub_export.versions import find_version, take_version
-from hub_objectstore import MemoryObjectStore, StoreUnavailable
+from hub_objectstore import MemoryObjectStore, ObjectInfo, StoreUnavailable
 from hub_runtime import GiveUp, KeyRing
 from support.datasets import Killed, ListIndex, MortalStore, body_of, content, instance, put_objects
 
@@ -177,6 +180,32 @@ def test_two_processes_with_the_same_request_make_one_version() -> None:
         first, second = at_once(lambda: run(store, request()), lambda: run(store, request()))  # noqa: B023
         assert first == second == DONE
         assert content(store) == WHOLE
+
+
+def test_of_two_processes_that_chose_differently_the_first_choice_counts() -> None:
+    """The slower one chose from an index that had grown, while the faster one, with the same request, was done already."""
+    store = make_store()
+
+    class Slow(ListIndex):
+        @contextmanager
+        def select(self, conditions: Iterable[Condition]) -> Iterator[Iterator[Instance]]:
+            with super().select(conditions) as instances:
+                assert run(store, request()) == DONE
+                yield instances
+
+    late = instance(99)
+    put_objects(store, [late])
+    assert run(store, request(), Slow([*INSTANCES, late])) == DONE
+    assert content(store) == WHOLE
+
+
+def test_a_number_taken_behind_ones_back_is_ones_own_if_it_is_for_the_same_request() -> None:
+    class Unseeing(MemoryObjectStore):
+        def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+            return iter(())
+
+    store = Unseeing()
+    assert [take_version(store, "chest", request, "2026").number for request in ("a", "a", "b", "a", "b")] == [1, 1, 2, 1, 2]
 
 
 def test_a_version_whose_answer_was_lost_is_found_again() -> None:
