@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
-from hub_events import Event, decode, encode
-
-from hub_runtime import ServiceSettings, create_topics, kafka_config
-from support.parts import S3, ROOT
+from hub_events import Event, decode
+from hub_runtime import EventProducer, ServiceSettings, create_topics, kafka_config
+from support.parts import ROOT, S3
 from support.runtime_service import SOURCE, Work, register
 
 _EOF = KafkaError._PARTITION_EOF
@@ -96,10 +95,11 @@ class Bench:
             until(process.ready, 30, process.log_text)
         return process
 
-    def put(self, works: Iterable[tuple[str, Work]], *, traceparent: str | None = None) -> list[Event[Work]]:
+    def put(self, works: Iterable[tuple[str, Work]], *, traceparent: str | None = None, topic: str | None = None) -> list[Event[Work]]:
         """Produce events (key, work) as an edge would, all acknowledged."""
-        events = [Event.first(self.topic, key, work, source=SOURCE, traceparent=traceparent) for key, work in works]
-        self.put_raw([(*encode(event),) for event in events])  # type: ignore[arg-type]
+        events = [Event.first(topic or self.topic, key, work, source=SOURCE, traceparent=traceparent) for key, work in works]
+        with EventProducer(settings_for(self.kafka)) as producer:
+            producer.produce(*events)
         return events
 
     def put_raw(self, records: Iterable[tuple[bytes | None, bytes, Any]]) -> None:
@@ -198,18 +198,24 @@ def bench(kafka: str, s3: S3, folder: Path, partitions: int = 4) -> Iterator[Ben
 
 
 def read(
-    kafka: str, topic: str, count: int, seconds: float = 40, *, settle: float = 0.0, why: Callable[[], str] = str, **config: object
+    kafka: str,
+    topic: str,
+    count: int,
+    seconds: float = 40,
+    *,
+    settle: float = 0.0,
+    why: Callable[[], str] = str,
+    isolation: str = "read_committed",
 ) -> list[Message]:
     """Read a topic from its beginning, read_committed: at least `count` records within `seconds`, then on to the end of each partition."""
     consumer = Consumer(
         {
             "bootstrap.servers": kafka,
             "group.id": f"reader-{secrets.token_hex(4)}",
-            "isolation.level": "read_committed",
+            "isolation.level": isolation,
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",
-            **config,
         }
     )
     found: list[Message] = []
@@ -226,7 +232,9 @@ def read(
                 ended.discard(message.partition() or 0)
                 quiet_from = now
             elif message is not None:
-                assert message.error().code() == _EOF, message.error()
+                error = message.error()
+                assert error is not None
+                assert error.code() == _EOF, error
                 ended.add(message.partition() or 0)
             if len(found) >= count and len(ended) == len(partitions) and now >= quiet_from + settle:
                 return found

@@ -6,13 +6,24 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from confluent_kafka import Producer
 from hub_events import TOPICS, Event, Topic
 from hub_events.types import DeadLettered
+from hub_runtime import (
+    ChildProcess,
+    GiveUp,
+    RetryLater,
+    Service,
+    ServiceSettings,
+    logger,
+    open_store,
+    run_consumer,
+    run_service,
+    transactions,
+)
 from pydantic import BaseModel, ConfigDict
-
-from hub_runtime import ChildProcess, GiveUp, RetryLater, Service, ServiceSettings, logger, open_store, run_consumer, run_service
 
 SOURCE = "test.service"
 log = logger()
@@ -40,12 +51,25 @@ class TestSettings(ServiceSettings):
     test_memory: int | None = None
     test_recycle_after: int = 1000
     test_journal: Path
+    test_stall: Path | None = None
+    """Make this file when a transaction is complete but for its commit, and wait there for ever."""
+
+
+class Stalling(Producer):
+    """A producer that stands still in the middle of a transaction."""
+
+    stall: ClassVar[Path]
+
+    def commit_transaction(self, timeout: float = -1) -> None:
+        self.flush(10)
+        self.stall.touch()
+        time.sleep(600)
 
 
 def register(topic: str, partitions: int) -> list[Topic]:
     """Put a topic with its dead letters and one for outputs into the registry of this process."""
     work: dict[str, type[BaseModel]] = {"hub.test.work.v1": Work}
-    names = {topic: work, f"{topic}.dlq": {"hub.dead-letter.v1": DeadLettered}, f"{topic}.out": work}
+    names: dict[str, dict[str, type[BaseModel]]] = {topic: work, f"{topic}.dlq": {"hub.dead-letter.v1": DeadLettered}, f"{topic}.out": work}
     made = [Topic(name, types, partitions, "delete", 604_800_000, (SOURCE,), (SOURCE,)) for name, types in names.items()]
     TOPICS.update({topic.name: topic for topic in made})
     return made
@@ -59,16 +83,24 @@ def make_handler(settings: TestSettings) -> Callable[[Event[Any]], Iterable[Even
         work: Work = event.data
         note(settings.test_journal, "begin", event)
         log.info("handling", count=work.n)
-        act(work)
+        act(work, settings.test_journal)
         note(settings.test_journal, "end", event)
         return [event.follow(f"{event.topic}.out", event.key, Work(n=work.n), source=SOURCE)]
 
     return handle
 
 
-def act(work: Work) -> None:
+def act(work: Work, journal: Path) -> None:
     """What the record asks for."""
     match work.do:
+        case "die-hang-die":
+            # Its first time kills this process, its second hangs, every later one kills again.
+            begun = sum(
+                json.loads(line)["what"] == "begin" and json.loads(line)["n"] == work.n for line in journal.read_text().splitlines()
+            )
+            if begun != 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
         case "echo":
             time.sleep(work.seconds)
         case "poison":
@@ -98,6 +130,9 @@ def serve(service: Service[TestSettings]) -> None:
     """Consume."""
     settings = service.settings
     register(settings.test_topic, settings.test_partitions)
+    if settings.test_stall is not None:
+        Stalling.stall = settings.test_stall
+        transactions.Producer = Stalling  # type: ignore[attr-defined]  # a fault put in on purpose
     child = ChildProcess(
         "support.runtime_service:make_handler", memory_bytes=settings.test_memory, recycle_after=settings.test_recycle_after
     )

@@ -94,8 +94,8 @@ class Runner(Protocol):
         """Handle the event; blocks as long as the handler does, and raises nothing."""
         ...
 
-    def call_off(self) -> None:
-        """From another thread: end the current `run` soon, if that can be done without harm."""
+    def call_off(self, record: Record) -> None:
+        """From another thread: end the `run` of this record soon, if that can be done without harm."""
         ...
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class InThread:
             # Which of the threads has it all cannot be said: a handler that may need much belongs into a child process.
             return Stop("out of memory in a handler's thread", 70)
 
-    def call_off(self) -> None:
+    def call_off(self, record: Record) -> None:
         """A thread cannot be ended; its result is ignored."""
 
     def close(self) -> None:
@@ -134,12 +134,14 @@ class InChild:
         self._pipe: Connection[Any, Any] | None = None
         self._handled = 0
         self._called_off = False
+        self._current: Record | None = None
 
     def run(self, event: Event[Any], record: Record) -> Outcome:
         """See `Runner`. A child that dies before it has the record is nobody's fault and started again later."""
         with self._lock:
-            self._called_off = False
-        if self._process is None or self._handled >= self._child.recycle_after:
+            self._called_off, self._current = False, record
+        # One that died while it had no record is nobody's death.
+        if self._process is None or self._process.poll() is not None or self._handled >= self._child.recycle_after:
             failure = self._start()
             if failure is not None:
                 return failure
@@ -153,16 +155,21 @@ class InChild:
         self._handled += 1
         return outcome
 
-    def call_off(self) -> None:
-        """Kill the child: what it does is wanted no more."""
+    def call_off(self, record: Record) -> None:
+        """Kill the child if it has this record: what it does is wanted no more."""
         with self._lock:
-            self._called_off = True
-            if self._process is not None:
-                self._process.kill()
+            if self._current is record:
+                self._kill()
 
     def close(self) -> None:
         """Kill the child for good."""
-        self.call_off()
+        with self._lock:
+            self._kill()
+
+    def _kill(self) -> None:
+        self._called_off = True
+        if self._process is not None:
+            self._process.kill()
 
     def _start(self) -> Outcome | None:
         self._end()

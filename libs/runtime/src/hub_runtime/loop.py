@@ -159,6 +159,7 @@ class _Loop:
         self.health.unready("assignment", "no partitions are assigned yet")
         try:
             self.transactions.start()
+            self.health.ready("transaction")
             self.consumer.subscribe(self.topics, on_assign=self.on_assign, on_revoke=self.on_revoke, on_lost=self.on_lost)
             while not self.service.stop.is_set():
                 self.health.beat()
@@ -193,7 +194,9 @@ class _Loop:
         if error is not None and error.code() != _PARTITION_EOF:
             if error.fatal():
                 raise StopProcess(f"the consumer failed for good: {error.name()}")
-            log.warning("the broker reports an error; the consumer goes on", error=error.name())
+            log.warning("the broker reports an error; the consumer goes on", error=error.name(), topic=message.topic())
+            if not self.backlogs:
+                self.health.unready("topics", f"the broker refuses a topic: {error.name()}")
             return
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         backlog = self.backlogs.get((topic or "", -1 if partition is None else partition))
@@ -307,6 +310,7 @@ class _Loop:
             return
         commits = [commit for backlog in self.backlogs.values() if (commit := backlog.next_commit()) is not None]
         if not commits:
+            self.health.ready("transaction")
             return
         # Without a member id (session lost, not yet told) the broker would take the offsets unchecked.
         group = self.consumer.consumer_group_metadata()
@@ -399,6 +403,8 @@ class _Loop:
         for place in _places(partitions):
             self.backlogs[place] = Backlog(place, blocked={item.key for item in self.out if item.record.place == place})
         self.health.ready("assignment")
+        if self.backlogs:
+            self.health.ready("topics")
         log.info("partitions assigned", count=len(partitions), partitions=len(self.backlogs))
 
     def on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -432,6 +438,7 @@ class _Loop:
             count = backlog.discard()
             if count:
                 self.metrics.count("hub_records_discarded_total", count, topic=place[0])
+            self.metrics.forget("hub_consumer_lag", topic=place[0], partition=str(place[1]))
             for item in self.out:
                 if item.record.place == place:
                     self.slots.call_off(item)

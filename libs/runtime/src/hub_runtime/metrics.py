@@ -88,8 +88,7 @@ class Metrics:
 
     def forget(self, name: str, **labels: str) -> None:
         """Stop reporting a gauge for these labels."""
-        gauge = _declared(self._gauges, name)
-        gauge.remove_by_labels(labels)
+        _declared(self._gauges, name).remove_by_labels(labels)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put a value into a histogram."""

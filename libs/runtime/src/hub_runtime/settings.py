@@ -1,11 +1,17 @@
 """What every process is told from outside: environment variables with the prefix HUB_, read once, frozen."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import KafkaError
 from hub_objectstore import S3ObjectStore
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hub_runtime.logs import logger
+
+log = logger()
 
 
 class ProcessSettings(BaseSettings):
@@ -43,6 +49,19 @@ class ServiceSettings(ProcessSettings):
     trusts_file: Path = Path("trusts.yaml")
 
 
+class _Errors:
+    """What a Kafka client says of its connections: each kind once in ten seconds."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        now = time.monotonic()
+        if now - self._last.get(error.name(), -60.0) > 10:
+            self._last[error.name()] = now
+            log.warning("a Kafka client reports an error and goes on", error=error.name())
+
+
 def kafka_config(settings: ServiceSettings) -> dict[str, Any]:
     """The librdkafka settings that every client of the hub shares.
 
@@ -56,7 +75,9 @@ def kafka_config(settings: ServiceSettings) -> dict[str, Any]:
         "retry.backoff.max.ms": 10,
         "reconnect.backoff.max.ms": 1000,
         "socket.keepalive.enable": True,
-        "log_level": 3,
+        # What librdkafka would print goes through the log instead, as a code.
+        "log_level": 2,
+        "error_cb": _Errors(),
     }
     if settings.kafka_username is not None:
         if settings.kafka_password is None:

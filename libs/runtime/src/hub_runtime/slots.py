@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hub_runtime.backlog import Item
-from hub_runtime.handlers import NotRun, Outcome, Runner
+from hub_runtime.handlers import NotRun, Outcome, Runner, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Slots:
         """While set, items that have not begun come back as NotRun."""
         self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._work = work
-        self._waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._running: dict[int, Item] = {}
         self._runners = [make_runner() for _ in range(count)]
         for number in range(count):
@@ -46,18 +46,18 @@ class Slots:
         """Its result is wanted no more: end it where that is possible."""
         for number, running in list(self._running.items()):
             if running is item:
-                self._runners[number].call_off()
+                self._runners[number].call_off(item.record)
 
     def close(self) -> None:
         """Begin nothing more, and end child processes."""
         self.hold = True
         for runner in self._runners:
             runner.close()
+            self._waiting.put(None)
 
     def _serve(self, number: int) -> None:
         runner = self._runners[number]
-        while True:
-            item = self._waiting.get()
+        while (item := self._waiting.get()) is not None:
             began = time.monotonic()
             if self.hold or item.discarded:
                 self.results.put(Result(item, NotRun(), 0.0))
@@ -65,6 +65,7 @@ class Slots:
             self._running[number] = item
             try:
                 outcome = self._work(runner, item)
-            finally:
-                del self._running[number]
+            except BaseException as error:  # noqa: BLE001 - SystemExit in a handler, say: a slot that is gone would hold its record for ever
+                outcome = Stop(f"a slot failed with {type(error).__name__}", 70)
+            del self._running[number]
             self.results.put(Result(item, outcome, time.monotonic() - began))

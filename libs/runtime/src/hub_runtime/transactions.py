@@ -49,13 +49,21 @@ class Transactions:
         try:
             self._producer.begin_transaction()
             for output in outputs:
-                self._producer.produce(output.topic, key=output.key, value=output.value, headers=output.headers)
+                self._produce(output)
             self._until_done(lambda: self._producer.send_offsets_to_transaction(offsets, group, _STEP_SECONDS))
             self._until_done(lambda: self._producer.commit_transaction(_STEP_SECONDS))
-        except (KafkaException, BufferError) as error:
+        except KafkaException as error:
             _stop_if_fatal(error)
             self._until_done(lambda: self._producer.abort_transaction(_STEP_SECONDS))
             raise Aborted(_name(error)) from error
+
+    def _produce(self, output: Outgoing) -> None:
+        while True:
+            try:
+                return self._producer.produce(output.topic, key=output.key, value=output.value, headers=output.headers)
+            except BufferError:
+                # More outputs than the client's queue holds: let some go. A broker that takes none fails them within 10 s.
+                self._producer.poll(0.05)
 
     def _until_done(self, step: Callable[[], None]) -> None:
         """Repeat a step while it fails in a way that passes."""
