@@ -107,7 +107,12 @@ class StorageProvider(Generic[Call]):
         _config.LOG_HANDLER_LEVEL = "none"
         self._server = _listen(
             settings,
-            [(evt.EVT_REQUESTED, self._on_request), (evt.EVT_C_STORE, self._on_store), (evt.EVT_C_ECHO, _on_echo)],
+            [
+                (evt.EVT_REQUESTED, self._on_request),
+                (evt.EVT_C_STORE, self._on_store),
+                (evt.EVT_C_ECHO, _on_echo),
+                (evt.EVT_CONN_CLOSE, self._on_close),
+            ],
             lambda: Spool(folder, settings.receiver_memory_bytes, settings.receiver_maximum_bytes),
         )
 
@@ -144,6 +149,13 @@ class StorageProvider(Generic[Call]):
         else:
             self._calls[assoc] = self._admit(trust)
             self._metrics.count("hub_receiver_associations_total", trust=trust.name)
+
+    def _on_close(self, event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
+        self._calls.pop(event.assoc, None)
+        self._count_open(but=event.assoc)
+
+    def _count_open(self, *, but: object = None) -> None:
+        self._metrics.set("hub_receiver_associations_open", sum(assoc is not but for assoc in self._server.active_associations))
 
     def _reject(self, assoc: Any, reason: tuple[int, int, int], code: str, **seen: str) -> None:  # noqa: ANN401 - pynetdicom has no types
         assoc.acse.send_reject(*reason)
