@@ -197,13 +197,13 @@ def _page(
     store = running.store()
     files = {path.stem: path for path in dataset.rglob("*.dcm")}
     released = {one.prepared.study_instance_uid: _released(one.study, store) for one in sent}
-    comparison = next(
-        (found for one in sent if (found := _comparison(one, released[one.prepared.study_instance_uid], files, store)) is not None), None
-    )
+    comparisons = [
+        found for one in sent if (found := _comparison(one, released[one.prepared.study_instance_uid], files, store)) is not None
+    ]
     return Page(
         written=datetime.now(UTC),
         seconds=seconds,
-        comparison=comparison,
+        comparisons=_telling(comparisons),
         studies=[_shown(one, released[one.prepared.study_instance_uid], files, store) for one in sent],
         stages=ledger.counts(),
         quarantine=[(*place, count["studies"], count["instances"]) for place, count in ledger.quarantine().items()],
@@ -224,7 +224,7 @@ def _page(
         ],
         manifest_sha256=version.training.manifest.sha256,
         places=_places(running.endpoints),
-        commands=_commands(sent, version, own=own),
+        commands=_commands(sent, version, dataset.parent.parent, own=own),
     )
 
 
@@ -264,7 +264,7 @@ def _comparison(one: Sent, manifest: ResearchManifest | None, files: Mapping[str
         trust=one.prepared.study.trust,
         before=pictures[0],
         after=pictures[1],
-        before_name=f"{before.get('PatientName', '')}, born {before.get('PatientBirthDate', '?')}, {numbers}",
+        before_name=f"{before.get('PatientName', '')}, born {_date(str(before.get('PatientBirthDate', '')))}, {numbers}",
         after_name=f"PatientID {after.get('PatientID', '')}",
         rows=rows,
         counts=counts(rows),
@@ -272,6 +272,16 @@ def _comparison(one: Sent, manifest: ResearchManifest | None, files: Mapping[str
         preamble=preamble_words(before.preamble, after.preamble),
         written=WRITTEN if one.prepared.study.person else frozenset(),
     )
+
+
+def _date(text: str) -> str:
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 else text or "unknown"
+
+
+def _telling(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The first comparison, and the one in which most was removed: few files hold as many private elements as a scanner's own."""
+    rest = sorted(comparisons[1:], key=lambda comparison: comparison.counts["removed"], reverse=True)
+    return [*comparisons[:1], *rest[:1]]
 
 
 def _numbers(dataset: Dataset) -> Iterator[str]:
@@ -343,17 +353,18 @@ def _places(endpoints: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _commands(sent: Sequence[Sent], version: DatasetVersion, *, own: bool) -> list[tuple[str, str]]:
-    start = [("make up", "the demo's hub has ended with it: start it again over the same data, in another terminal")] if own else []
-    hub = ".venv/bin/hub"
+def _commands(sent: Sequence[Sent], version: DatasetVersion, data: Path, *, own: bool) -> list[tuple[str, str]]:
+    usual = data == Path(".hub").absolute()
+    hub, where = ".venv/bin/hub", "" if usual else f" --data {data}"
+    start = "make up" if usual else f"{hub} up{where}"
     return [
-        *start,
-        (f"{hub} status", "how every trust and stage stands"),
-        (f"{hub} trace {sent[0].prepared.study_instance_uid}", "every event of the first study, across both zones"),
-        (f"{hub} export show {version.dataset} {version.version}", "what is in the dataset"),
-        (f"{hub} export create head-ct --where Modality=CT --training-percent {version.training_percent}", "a dataset of your own"),
-        (f"{hub} export download {version.dataset} --part validation FOLDER", "fetch a part, checked and resumable"),
-        (f"{hub} send PATH --calling NORTHGATE", "send files of your own"),
+        *([(start, "in another terminal: the demo's hub has ended with it; this starts it again over the same data")] if own else []),
+        (f"{hub} status{where}", "how every trust and stage stands"),
+        (f"{hub} trace {sent[0].prepared.study_instance_uid}{where}", "every event of the first study, across both zones"),
+        (f"{hub} export show {version.dataset} {version.version}{where}", "what is in the dataset"),
+        (f"{hub} export create only-ct --where Modality=CT --training-percent {version.training_percent}{where}", "a dataset of your own"),
+        (f"{hub} export download {version.dataset} FOLDER --part validation{where}", "fetch a part, checked and resumable"),
+        (f"{hub} send PATH --calling NORTHGATE{where}", "send files of your own"),
     ]
 
 
@@ -366,10 +377,13 @@ def _say(out: Console, page: Page, ledger: Ledger, path: Path) -> None:
         out.print(f"One made-up person was seen at {names}: both studies are of subject [bold]{page.same_person.subject}[/].\n")
     out.print(f"[bold green]Dataset {page.dataset}, version {page.dataset_version}[/], {page.seconds:.0f} s after the first file was sent")
     for part in page.dataset_parts:
-        out.print(f"  {part.name}: {part.instances} instances of {part.subjects} subjects in {part.place}, downloaded to {part.folder}")
+        out.print(
+            f"  {part.name}: {part.instances} instances of {part.subjects} subjects in {part.place}, downloaded to {part.folder}",
+            soft_wrap=True,
+        )
     out.print("\nLook further:")
     for command, words in page.commands:
-        out.print(f"  [bold]{command}[/]  [dim]# {words}[/]")
+        out.print(f"  [bold]{command}[/]\n      [dim]{words}[/]", soft_wrap=True)
     out.print(f"\n[bold]Before and after, on one page: {path}[/]", soft_wrap=True)
 
 

@@ -41,6 +41,7 @@ GROUPS: dict[Stage, str] = {
     "indexed": "indexing",
 }
 """The consumer group that does a stage's work."""
+_QUARANTINED_BY: dict[Stage, str] = {"closed": "ingest", "deidentified": "deidentification", "indexed": "indexing"}
 UNKNOWN = "(unknown)"
 """The trust of what can be joined to none: its identifiable events are gone after seven days."""
 
@@ -142,6 +143,9 @@ class Count:
     done: int = 0
     waiting: int = 0
     failed: int = 0
+    """Held back or dead letters."""
+    held_back: int = 0
+    """Those of `failed` that are quarantined as a whole, for a reason of the domain."""
     instances: int = 0
     """Instances in what is done."""
 
@@ -200,6 +204,8 @@ class Ledger:
                 state = study.state(stage)
                 if state != "absent":
                     setattr(row[stage], state, getattr(row[stage], state) + 1)
+                if state == "failed" and study.held_whole(_QUARANTINED_BY.get(stage, "")):
+                    row[stage].held_back += 1
             row["received"].instances += len(study.objects)
             row["closed"].instances += study.revision_instances
             row["deidentified"].instances += study.deidentified_instances

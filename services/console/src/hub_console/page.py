@@ -75,7 +75,8 @@ class Page:
 
     written: datetime
     seconds: float
-    comparison: Comparison | None
+    comparisons: Sequence[Comparison]
+    """The first is shown in full, the others when asked for."""
     studies: Sequence[Shown]
     stages: Mapping[str, Mapping[Stage, Count]]
     quarantine: Sequence[tuple[str, str, str, int, int]]

@@ -92,8 +92,8 @@ def choose() -> list[DemoStudy]:
     folders = _packaged("pydicom", "data/test_files/dicomdirtests")
     return [
         DemoStudy("northgate", "Chest X-ray", data, ADA, (_file("RG1_J2KI.dcm"),)),
-        DemoStudy("southmoor", "CT of the abdomen, same person", data, ADA_ELSEWHERE, (_file("explicit_VR-UN.dcm"),)),
-        DemoStudy("southmoor", "MR of the shoulder", data, DAVID, (_file("MR2_J2KR.dcm"),)),
+        DemoStudy("southmoor", "MR of the shoulder, same person", data, ADA_ELSEWHERE, (_file("MR2_J2KR.dcm"),)),
+        DemoStudy("southmoor", "CT of the skull base", "pydicom", DAVID, (_file("J2K_pixelrep_mismatch.dcm"),)),
         DemoStudy("northgate", "CT of the chest, 179 private elements", "pydicom", BEN, (_file("CT_small.dcm"),)),
         DemoStudy("eastvale", "X-ray of a leg", data, CLARA, (_file("RG3_J2KR.dcm"),)),
         DemoStudy("eastvale", "CT of the head", data, EVE, (_file("693_J2KR.dcm"),)),
@@ -101,9 +101,9 @@ def choose() -> list[DemoStudy]:
         DemoStudy(
             "eastvale", "Radiotherapy portal image", "pynetdicom", None, (_packaged("pynetdicom", "tests/dicom_files/RTImageStorage.dcm"),)
         ),
-        DemoStudy("northgate", "CT, 4 instances", "pydicom", None, tuple(sorted((folders / "77654033" / "CT2").iterdir()))),
-        DemoStudy("northgate", "CR, 3 instances", "pydicom", None, tuple(sorted((folders / "77654033").glob("CR*/*")))),
-        DemoStudy("eastvale", "MR, 7 instances", "pydicom", None, tuple(sorted((folders / "98892003" / "MR700").iterdir()))),
+        DemoStudy("northgate", "CT, 4 tiny slices", "pydicom", None, tuple(sorted((folders / "77654033" / "CT2").iterdir()))),
+        DemoStudy("northgate", "CR, 3 tiny images", "pydicom", None, tuple(sorted((folders / "77654033").glob("CR*/*")))),
+        DemoStudy("eastvale", "MR, 7 tiny slices", "pydicom", None, tuple(sorted((folders / "98892003" / "MR700").iterdir()))),
         DemoStudy("eastvale", "PET of 24 slices (made)", "made by hub_dicom.synthetic", FRED, make=_made_pet),
         DemoStudy("southmoor", "Structured report", "pydicom", FRED, (_file("reportsi.dcm"),)),
         DemoStudy("southmoor", "Ultrasound with text in its pixels", data, DAVID, (_file("US1_J2KR.dcm"),)),

@@ -12,8 +12,6 @@ from hub_console.ledger import GROUPS, STAGE_TITLES, STAGES, Ledger
 from hub_console.records import Lag
 from hub_console.trace import Line
 
-_COLOURS = {"done": "green", "waiting": "yellow", "failed": "red"}
-
 
 def table(*columns: str, title: str | None = None, right: Iterable[str] = ()) -> Table:
     """A table in the console's style."""
@@ -50,21 +48,24 @@ def endpoints_table(endpoints: Mapping[str, Any]) -> Table:
 
 def status_table(ledger: Ledger) -> Table:
     """Each trust's studies by stage: done, waiting, failed."""
+    columns = [STAGE_TITLES[stage] for stage in STAGES]
     made = table(
-        "Trust", *(STAGE_TITLES[stage] for stage in STAGES), "instances", right=[*STAGE_TITLES.values(), "instances"], title="Studies"
+        "Trust", *columns, "instances in", "released", right=[*columns, "instances in", "released"], title="Studies per trust and stage"
     )
     for trust, row in ledger.counts().items():
         cells = []
         for stage in STAGES:
-            cell = Text()
             count = row[stage]
-            for name in ("done", "waiting", "failed"):
-                number = getattr(count, name)
-                if number or name == "done":
-                    cell.append(f"{number} {name} " if name != "done" else f"{number} ", style=_COLOURS[name])
-            cell.rstrip()
+            cell = Text(str(count.done), "green")
+            for number, name, colour in (
+                (count.waiting, "waiting", "yellow"),
+                (count.held_back, "held back", "magenta"),
+                (count.failed - count.held_back, "failed", "red"),
+            ):
+                if number:
+                    cell.append(f"\n{number} {name}", style=colour)
             cells.append(cell)
-        made.add_row(trust, *cells, f"{row['received'].instances} in, {row['indexed'].instances} released")
+        made.add_row(trust, *cells, str(row["received"].instances), str(row["indexed"].instances))
     return made
 
 
@@ -114,7 +115,13 @@ def status_json(ledger: Ledger, lags: Iterable[Lag]) -> dict[str, Any]:
     return {
         "trusts": {
             trust: {
-                stage: {"done": count.done, "waiting": count.waiting, "failed": count.failed, "instances": count.instances}
+                stage: {
+                    "done": count.done,
+                    "waiting": count.waiting,
+                    "failed": count.failed,
+                    "held_back": count.held_back,
+                    "instances": count.instances,
+                }
                 for stage, count in row.items()
             }
             for trust, row in ledger.counts().items()
