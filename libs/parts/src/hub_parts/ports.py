@@ -49,7 +49,7 @@ def choose_ports(path: Path, wanted: dict[str, int | None]) -> dict[str, int]:
                     f"port {configured} of 127.0.0.1 is taken, but {name} is to listen there: stop what uses it or configure another port"
                 )
             ports[name] = configured
-        elif name not in earlier or earlier[name] in _given or not is_free(earlier[name]):
+        elif name not in earlier or not is_free(earlier[name]):
             ports[name] = free_port()
         _given.add(ports[name])
     path.write_text(json.dumps(ports, indent=1, sort_keys=True), encoding="utf-8")
