@@ -99,7 +99,7 @@ def act(work: Work, journal: Path) -> None:
                 json.loads(line)["what"] == "begin" and json.loads(line)["n"] == work.n for line in journal.read_text().splitlines()
             )
             if begun != 2:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
         case "echo":
             time.sleep(work.seconds)
@@ -107,9 +107,6 @@ def act(work: Work, journal: Path) -> None:
             raise ValueError("JOHN SMITH 943 476 5919")
         case "give-up":
             raise GiveUp("test-reason", "JOHN SMITH")
-        case "segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
-            time.sleep(60)
         case "memory":
             bytearray(2_000_000_000)
         case "later" if not Path(work.path).exists():

@@ -206,11 +206,11 @@ def test_settings_come_from_the_environment_are_frozen_and_hide_secrets(monkeypa
     for name, value in KAFKA.items():
         monkeypatch.setenv(f"HUB_{name.upper()}", value)
     monkeypatch.setenv("HUB_REPLICA", "closer-0")
-    settings = ServiceSettings()  # type: ignore[call-arg]  # from the environment
+    settings = ServiceSettings()
     assert (settings.replica, settings.health_host, settings.s3_secret_key.get_secret_value()) == ("closer-0", "127.0.0.1", "hidden")
     assert "hidden" not in repr(settings)
     with pytest.raises(ValidationError):
-        settings.replica = "other"
+        settings.replica = "other"  # type: ignore[misc]  # on purpose
     with pytest.raises(ValidationError):
         ServiceSettings(**KAFKA, replica="not a name")
 

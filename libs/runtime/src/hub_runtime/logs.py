@@ -111,13 +111,14 @@ def _configure(*, strict: bool, stream: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(stream) if stream is not None else _stderr_logger,
+        logger_factory=structlog.WriteLoggerFactory(stream) if stream is not None else _stderr_logger,
         cache_logger_on_first_use=False,
     )
 
 
-def _stderr_logger(*_: object) -> structlog.PrintLogger:
-    return structlog.PrintLogger(sys.stderr)
+def _stderr_logger(*_: object) -> structlog.WriteLogger:
+    # One write per line: `--workers` share one stderr.
+    return structlog.WriteLogger(sys.stderr)
 
 
 def _add_service(_logger: object, _method: str, line: _Dict) -> _Dict:

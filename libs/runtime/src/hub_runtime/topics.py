@@ -1,5 +1,6 @@
 """Create the topics of the registry (schemas/asyncapi.yaml) on a broker."""
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -55,27 +56,42 @@ def create_topics(
             for topic in wanted.values()
             if topic.name not in found
         ]
+        made: list[str] = []
         if new:
-            for future in admin.create_topics(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds).values():
-                _created(future)
+            futures = admin.create_topics(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
+            made = [name for name, future in futures.items() if _created(future)]
+            _wait_for(admin, set(futures), timeout_seconds)
         if found:
             _align(admin, [wanted[name] for name in found], timeout_seconds)
     except KafkaException as error:
         raise BrokerUnavailable(f"the topics could not be created: {error.args[0].name()}: {error.args[0].str()}") from error
-    return [topic.topic for topic in new]
+    return made
 
 
 def _config(topic: Topic) -> dict[str, str]:
     return {"cleanup.policy": topic.cleanup_policy, "retention.ms": str(topic.retention_ms), **topic.broker_settings}
 
 
-def _created(future: "Future[None]") -> None:
+def _created(future: "Future[None]") -> bool:
     try:
         future.result()
     except KafkaException as error:
         # Somebody else made it in the same moment.
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise
+        return False
+    return True
+
+
+def _wait_for(admin: AdminClient, names: set[str], timeout_seconds: float) -> None:
+    """A broker hears of a topic a moment after the controller has made it; who comes after us shall find it."""
+    deadline = time.monotonic() + timeout_seconds
+    while missing := names - set(admin.list_topics(timeout=timeout_seconds).topics):
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(
+                f"the broker has made {', '.join(sorted(missing))} but does not list them after {timeout_seconds:.0f} s"
+            )
+        time.sleep(0.05)
 
 
 def _align(admin: AdminClient, topics: list[Topic], timeout_seconds: float) -> None:
