@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hub_deidentification import acceptance
 from hub_deidentification.encoding import read_instance
@@ -98,7 +98,7 @@ def encoded(data_set: Dataset, transfer_syntax: UID = ExplicitVRLittleEndian) ->
     meta.TransferSyntaxUID = transfer_syntax
     meta.ImplementationClassUID = UID("1.2.3.4")
     data_set.file_meta = meta
-    data_set.preamble = bytes(128)  # type: ignore[attr-defined]
+    data_set.preamble = bytes(128)
     buffer = io.BytesIO()
     dcmwrite(
         buffer,
@@ -135,16 +135,12 @@ def result_of(data_set: Dataset, transfer_syntax: UID = ExplicitVRLittleEndian, 
     return dcmread(io.BytesIO(run(encoded(data_set, transfer_syntax), at=at).file))
 
 
-@dataclass
 class Zone:
     """A store with studies in it, and the service's handler over it."""
 
-    store: ObjectStore = field(default_factory=MemoryObjectStore)
-    deidentification: Deidentification = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.deidentification is None:
-            self.deidentification = Deidentification(self.store, pseudonyms(), load_profile(), threads=2)
+    def __init__(self, store: ObjectStore | None = None, keys: KeyRing = KEYS) -> None:
+        self.store: ObjectStore = MemoryObjectStore() if store is None else store
+        self.deidentification = Deidentification(self.store, Pseudonyms(keys), load_profile(), threads=2)
 
     def receive(self, at: str, files: list[bytes], *, revision: int = 1, variants: list[bytes] | None = None) -> Event[StudyReceived]:
         """Store a study's instances and manifest as receiver and closer do; the event that announces it."""

@@ -3,6 +3,7 @@
 The same seed gives the same bytes. Nobody in here exists: names are invented words, NHS numbers are of the range 999 that nobody gets.
 """
 
+import contextlib
 import io
 import random
 import struct
@@ -165,11 +166,14 @@ def planted_study(
 def found_needles(content: bytes, needles: Iterable[str]) -> list[str]:
     """Which needles stand in `content`, in upper or lower case, in Latin-1, UTF-8 or UTF-16 of either byte order."""
     lowered = content.lower()
-    return [
-        needle
-        for needle in needles
-        if any(needle.lower().encode(encoding) in lowered for encoding in ("latin-1", "utf-8", "utf-16-le", "utf-16-be"))
-    ]
+    return [needle for needle in needles if any(form in lowered for form in _forms(needle.lower()))]
+
+
+def _forms(text: str) -> set[bytes]:
+    forms = {text.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")}
+    with contextlib.suppress(UnicodeEncodeError):
+        forms.add(text.encode("latin-1"))
+    return forms
 
 
 def _plant(data_set: FileDataset, person: PlantedPerson, chance: random.Random) -> None:
@@ -285,7 +289,7 @@ def _unknown_representation(data_set: Dataset, person: PlantedPerson, _chance: r
     """Attributes that everybody knows, sent as UN: `_written` puts UN where OB stands, because pydicom would put the known VR there."""
     data_set.add(DataElement(0x00102154, "OB", person.phone.encode()))
     data_set.add(DataElement(0x00081040, "OB", person.surname.encode()))
-    data_set.add(DataElement(0x00081080, "OB", person.sentence.encode()))
+    data_set.add(DataElement(0x00081080, "OB", person.names[2].encode()))
     text = person.dicom_name.encode() + b" " * (len(person.dicom_name) % 2)
     # PS3.5 6.2.2: a sequence in UN is implicit VR little endian.
     item = struct.pack("<HHL", 0x0040, 0xA123, len(text)) + text

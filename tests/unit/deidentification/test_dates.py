@@ -68,7 +68,7 @@ def test_intervals_stay(one: date, other: date, days: int) -> None:
     assert first - one == timedelta(days=days)
 
 
-@given(moment=st.datetimes(datetime(1000, 1, 1)), days=st.integers(-3650, -30))
+@given(moment=st.datetimes().filter(lambda moment: moment.year >= 1000), days=st.integers(-3650, -30))
 def test_a_date_and_a_date_time_of_the_same_day_move_together(moment: datetime, days: int) -> None:
     day = f"{moment:%Y%m%d}"
     as_date, as_time = shifted("DA", day, days), shifted("DT", f"{day}{moment:%H%M%S}", days)

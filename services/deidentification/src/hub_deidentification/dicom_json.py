@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from hub_deidentification.encoding import DataSet, Element, Instance
+from hub_deidentification.encoding import DataSet, Element, Instance, items_of
 from hub_deidentification.text import CHARACTER_SET_VRS, SPECIFIC_CHARACTER_SET, decode, terms_of
 
 _PIXEL_REPRESENTATION: Final = 0x00280103
@@ -31,7 +31,7 @@ def _object(data_set: DataSet, instance: Instance, inherited: tuple[str, ...]) -
         element = data_set[tag]
         vr = _vr(element, data_set, instance)
         if vr == "SQ":
-            values: list[Any] = [_object(item, instance, terms) for item in element.items or []]
+            values: list[Any] = [_object(item, instance, terms) for item in items_of(element, little=instance.syntax.little)]
         elif tag == SPECIFIC_CHARACTER_SET:
             values = ["ISO_IR 192"] if len(element.value) else []  # F.2: the JSON is UTF-8 whatever the source was
         elif vr in _NUMBERS:
