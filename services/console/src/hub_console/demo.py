@@ -197,13 +197,11 @@ def _page(
     store = running.store()
     files = {path.stem: path for path in dataset.rglob("*.dcm")}
     released = {one.prepared.study_instance_uid: _released(one.study, store) for one in sent}
-    comparisons = [
-        found for one in sent if (found := _comparison(one, released[one.prepared.study_instance_uid], files, store)) is not None
-    ]
+    comparable = [found for one in sent if (found := _comparable(one, released[one.prepared.study_instance_uid], files, store)) is not None]
     return Page(
         written=datetime.now(UTC),
         seconds=seconds,
-        comparisons=_telling(comparisons),
+        comparisons=[_comparison(*pair) for pair in _telling(comparable)],
         studies=[_shown(one, released[one.prepared.study_instance_uid], files, store) for one in sent],
         stages=ledger.counts(),
         quarantine=[(*place, count["studies"], count["instances"]) for place, count in ledger.quarantine().items()],
@@ -246,24 +244,30 @@ def _after(instance: ResearchInstance, files: Mapping[str, Path], store: S3Objec
         return None
 
 
-def _comparison(one: Sent, manifest: ResearchManifest | None, files: Mapping[str, Path], store: S3ObjectStore) -> Comparison | None:
-    """Before and after of a study of one instance, so that there is no doubt which instance became which."""
+def _comparable(
+    one: Sent, manifest: ResearchManifest | None, files: Mapping[str, Path], store: S3ObjectStore
+) -> tuple[Sent, Dataset, Dataset] | None:
+    """A study of one image before and after, so that there is no doubt which instance became which."""
     if manifest is None or len(manifest.instances) != 1 or len(one.prepared.files) != 1:
         return None
-    before, after = dcmread(one.prepared.files[0]), _after(manifest.instances[0], files, store)
-    if after is None:
-        return None
-    try:
-        pictures = [data_uri(png(dataset)) for dataset in (before, after)]
-    except NotAPicture:
-        return None
+    after = _after(manifest.instances[0], files, store)
+    return (one, dcmread(one.prepared.files[0]), after) if after is not None and "PixelData" in after else None
+
+
+def _telling(comparable: Sequence[tuple[Sent, Dataset, Dataset]]) -> list[tuple[Sent, Dataset, Dataset]]:
+    """The first, and the one that lost most elements: few files hold as many private ones as a scanner's own."""
+    rest = sorted(comparable[1:], key=lambda pair: len(pair[1]) - len(pair[2]), reverse=True)
+    return [*comparable[:1], *rest[:1]]
+
+
+def _comparison(one: Sent, before: Dataset, after: Dataset) -> Comparison:
     rows = compare(before, after)
     numbers = ", ".join(_numbers(before))
     return Comparison(
         title=f"{one.prepared.study.title} (a public test file of {one.prepared.study.origin})",
         trust=one.prepared.study.trust,
-        before=pictures[0],
-        after=pictures[1],
+        before=_picture(before, 640),
+        after=_picture(after, 640),
         before_name=f"{before.get('PatientName', '')}, born {_date(str(before.get('PatientBirthDate', '')))}, {numbers}",
         after_name=f"PatientID {after.get('PatientID', '')}",
         rows=rows,
@@ -274,14 +278,16 @@ def _comparison(one: Sent, manifest: ResearchManifest | None, files: Mapping[str
     )
 
 
+def _picture(dataset: Dataset | None, side: int) -> str:
+    """The picture as a data URI; empty when there is none to show."""
+    try:
+        return data_uri(png(dataset, side)) if dataset is not None else ""
+    except NotAPicture:
+        return ""
+
+
 def _date(text: str) -> str:
     return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 else text or "unknown"
-
-
-def _telling(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The first comparison, and the one in which most was removed: few files hold as many private elements as a scanner's own."""
-    rest = sorted(comparisons[1:], key=lambda comparison: comparison.counts["removed"], reverse=True)
-    return [*comparisons[:1], *rest[:1]]
 
 
 def _numbers(dataset: Dataset) -> Iterator[str]:
@@ -300,11 +306,7 @@ def _shown(one: Sent, manifest: ResearchManifest | None, files: Mapping[str, Pat
         path = files.get(middle.sop_instance_uid)
         where = next((part for part in _PARTS if path is not None and part in path.parts), "not in the dataset")
         text = f"subject {study.subject} · {where}"
-        after = _after(middle, files, store)
-        try:
-            picture = data_uri(png(after, 300)) if after is not None else ""
-        except NotAPicture:
-            picture = ""
+        picture = _picture(_after(middle, files, store), 300)
     else:
         outcome = "held back" if study.reasons() else "failed"
     if study.reasons():

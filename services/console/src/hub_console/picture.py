@@ -28,12 +28,12 @@ def png(dataset: Dataset, side: int = _SIDE) -> bytes:
     if "PixelData" not in dataset or "Rows" not in dataset:
         raise NotAPicture("no pixel data")
     try:
-        image = _image(dataset)
+        image = _image(dataset, side)
     except (ValueError, RuntimeError, AttributeError, NotImplementedError, KeyError, TypeError, IndexError) as error:
         raise NotAPicture(f"not decodable here ({type(error).__name__})") from error
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
+    image.save(file, format="PNG")
     return file.getvalue()
 
 
@@ -42,9 +42,11 @@ def data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def _image(dataset: Dataset) -> Image.Image:
+def _image(dataset: Dataset, side: int) -> Image.Image:
     frames = int(dataset.get("NumberOfFrames") or 1)
     pixels = pixel_array(dataset, index=frames // 2 if frames > 1 else None)
+    step = max(1, min(pixels.shape[:2]) // (2 * side))  # twice as fine as shown is enough to be smoothed
+    pixels = pixels[::step, ::step]
     kind = str(dataset.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         return Image.fromarray(_eight_bits(apply_color_lut(pixels, dataset)), "RGB")
