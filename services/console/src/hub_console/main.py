@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, NoReturn, cast
@@ -23,7 +24,7 @@ from hub_runtime.topics import TopicMismatch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.table import Table
 
 from hub_console import looks, tables
@@ -45,6 +46,7 @@ err = Console(stderr=True, highlight=False)
 Data = Annotated[Path, typer.Option("--data", envvar="HUB_DATA_FOLDER", help="The data folder of the hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 _HUB = Path(".hub")
+_NAMED = 10
 _REFUSALS = (
     AlreadyRunning, StartAborted, NotRunning, BrokerAway, BrokerUnavailable, StoreUnavailable, StoreRefused, TopicMismatch, UnusableTrusts, BadKeyRing,
     NoAnswer, GivenUp, DatasetMissing, WrongContent, RunFailed,
@@ -122,22 +124,19 @@ def send(
     except FileNotFoundError as error:
         fail(str(error))
     for skip in skipped:
-        err.print(f"[yellow]skipped[/] {escape(str(skip.path))}: {skip.reason}")
+        err.print(f"[yellow]skipped[/] {escape(str(skip.path))}: {skip.reason}", soft_wrap=True)
     if not files:
         fail("nothing to send: no DICOM file was found")
     out.print(
         f"Sending {len(files)} files, {size(sum(file.size for file in files))}, from {calling_title} to {called_title} at {host}:{port}"
     )
-    outcomes: list[Outcome] = []
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TransferSpeedColumn(), TimeElapsedColumn(), console=out
-    ) as bar:
-        count = bar.add_task("files", total=len(files))
-        done = bar.add_task("bytes", total=sum(file.size for file in files), visible=False)
+    columns = (TextColumn("{task.fields[files]}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out) as bar:
+        task = bar.add_task("", total=sum(file.size for file in files), files=f"0 of {len(files)} files")
+        answered = count(1)
 
         def progress(outcome: Outcome) -> None:
-            bar.advance(count)
-            bar.advance(done, outcome.size)
+            bar.update(task, advance=outcome.size, files=f"{next(answered)} of {len(files)} files")
 
         outcomes = send_files(files, host, port, calling=calling_title, called=called_title, jobs=jobs, progress=progress)
     failed = [outcome for outcome in outcomes if not outcome.stored]
@@ -145,11 +144,13 @@ def send(
     for text, number in summary(outcomes):
         result.add_row(text, str(number))
     out.print(result)
+    for text, number in summary(failed):
+        err.print(f"[red]{number} failed:[/] {escape(text)}", soft_wrap=True)
+        names = [str(outcome.path) for outcome in failed if outcome.text == text]
+        err.print("\n".join(f"  {escape(name)}" for name in names[:_NAMED]), soft_wrap=True)
+        if number > _NAMED:
+            err.print(f"  ... and {number - _NAMED} more")
     if failed:
-        for outcome in failed[:20]:
-            err.print(f"[red]failed[/] {escape(str(outcome.path))}: {escape(outcome.text)}")
-        if len(failed) > 20:
-            err.print(f"... and {len(failed) - 20} more")
         fail(
             f"{len(failed)} of {len(outcomes)} files were not stored. Run the same command again when the cause is mended: repeats are harmless."
         )

@@ -201,7 +201,8 @@ def _send_batch(
             done(file, None, f"could not be sent: {type(error).__name__}")
             continue
         if "Status" in answer:
-            done(file, int(answer.Status), f"0x{answer.Status:04X} {meaning(int(answer.Status))}")
+            remark = str(answer.get("ErrorComment") or "")  # PS3.7 C: what the receiver says of it, 64 characters at most
+            done(file, int(answer.Status), f"0x{answer.Status:04X} {meaning(int(answer.Status))}" + (f" ({remark})" if remark else ""))
         else:
             done(file, None, "no answer: the connection broke or timed out")
     if association is not None and association.is_established:
