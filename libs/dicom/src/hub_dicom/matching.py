@@ -198,7 +198,7 @@ def _on_moment(condition: Condition, text: str) -> Predicate:
 
 
 def _look_up(part: str, name: str) -> tuple[str, str]:
-    number = int(part, 16) if _TAG.fullmatch(part) else tag_for_keyword(part)
+    number = int(part, 16) if _TAG.fullmatch(part) else tag_for_keyword(part) if part else None  # "" is the keyword of retired tags
     if number is None:
         raise MalformedCondition(f"{name!r} is no keyword of the DICOM data dictionary (PS3.6) and no tag of eight hexadecimal digits")
     if (number >> 16) % 2:
