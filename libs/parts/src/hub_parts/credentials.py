@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hub_parts.supervisor import write_private
+from hub_parts.files import write_private
 
 BUCKETS = ("identifiable", "research", "datasets-training", "datasets-validation")
 DATASETS = ("datasets-training", "datasets-validation")

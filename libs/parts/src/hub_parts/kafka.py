@@ -18,7 +18,8 @@ from confluent_kafka.admin import AdminClient
 from hub_parts import jars
 from hub_parts.credentials import ADMIN, Credentials
 from hub_parts.errors import StartAborted, log_tail
-from hub_parts.supervisor import PART, Program, write_private
+from hub_parts.files import write_private
+from hub_parts.supervisor import PART, Program
 
 LOG4J = """\
 status = error

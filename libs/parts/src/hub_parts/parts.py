@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from hub_parts.access import apply_rules
 from hub_parts.credentials import ADMIN, IDENTITIES, Credentials
+from hub_parts.files import write_private
 from hub_parts.kafka import Kafka, client_config
 from hub_parts.minio_server import MinioServer
 from hub_parts.ports import choose_ports
@@ -18,7 +19,7 @@ from hub_parts.s3 import require_buckets
 from hub_parts.seaweedfs import PORTS as SEAWEEDFS_PORTS
 from hub_parts.seaweedfs import SeaweedFS
 from hub_parts.settings import PartsSettings
-from hub_parts.supervisor import Program, Supervisor, write_private
+from hub_parts.supervisor import Program, Supervisor
 
 ALL = frozenset({"kafka", "s3", "database"})
 

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from hub_parts.errors import StartAborted
+from hub_parts.files import write_private
 
 FIRST, LAST = 20_000, 32_000
 """Below the range from which Linux takes the ports of outgoing connections, so that none of those gets in the way."""
@@ -52,5 +53,5 @@ def choose_ports(path: Path, wanted: dict[str, int | None]) -> dict[str, int]:
         elif name not in earlier or not is_free(earlier[name]):
             ports[name] = free_port()
         _given.add(ports[name])
-    path.write_text(json.dumps(ports, indent=1, sort_keys=True), encoding="utf-8")
+    write_private(path, json.dumps(ports, indent=1, sort_keys=True))
     return {name: ports[name] for name in wanted}

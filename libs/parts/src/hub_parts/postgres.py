@@ -16,7 +16,8 @@ from psycopg import sql
 from hub_parts import tether
 from hub_parts.credentials import ADMIN, DATABASE_ROLES, Credentials
 from hub_parts.errors import StartAborted, log_tail
-from hub_parts.supervisor import PART, Program, write_private
+from hub_parts.files import write_private
+from hub_parts.supervisor import PART, Program
 
 DATABASE = "hub"
 SCHEMA = "research_index"
@@ -131,10 +132,15 @@ class Postgres:
     def _forget_dead_server(self) -> None:
         """A killed server's pid file names a process that may by now be another; the data folder's lock says that ours is gone."""
         file = self._data / "postmaster.pid"
-        with contextlib.suppress(FileNotFoundError):
-            pid = file.read_text(encoding="utf-8").split("\n", 1)[0].strip()
-            if Path(f"/proc/{pid}/exe").resolve().name != "postgres":
-                file.unlink()
+        if not file.exists():
+            return
+        pid = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip()
+        try:
+            lives = pid.isdigit() and Path(os.readlink(f"/proc/{pid}/exe")).name == "postgres"  # noqa: PTH115 - Path.readlink is the same, longer
+        except OSError:
+            lives = False  # gone, or a zombie, whom PostgreSQL would take for alive
+        if not lives:
+            file.unlink()
 
     def _make_roles(self) -> None:
         base = self.url(ADMIN).rsplit("/", 1)[0]

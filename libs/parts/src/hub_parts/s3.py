@@ -26,7 +26,7 @@ def client(endpoint: str, keys: Mapping[str, str], *, timeout_seconds: float = 5
         secret_key=keys["secret_key"],
         secure=address.scheme == "https",
         region="us-east-1",
-        http_client=urllib3.PoolManager(timeout=urllib3.Timeout(timeout_seconds), retries=False),
+        http_client=urllib3.PoolManager(timeout=urllib3.Timeout(timeout_seconds), retries=False, maxsize=8),
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hub_parts.credentials import ADMIN, BUCKETS, S3_RIGHTS, Credentials
 from hub_parts.errors import StartAborted
+from hub_parts.files import write_private
 from hub_parts.s3 import store_works
-from hub_parts.supervisor import PART, Program, write_private
+from hub_parts.supervisor import PART, Program
 
 PORTS = ("master", "master-grpc", "volume", "volume-grpc", "filer", "filer-grpc", "s3", "s3-grpc", "admin", "admin-grpc")
 ACTIONS = {"r": ("Read",), "w": ("Write", "Tagging"), "l": ("List",)}

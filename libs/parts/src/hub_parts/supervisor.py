@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from hub_parts import supervisord, tether
 from hub_parts.errors import AlreadyRunning, ProgramUnknown, StartAborted, log_tail
+from hub_parts.files import write_private
 from hub_parts.ports import free_port
 
 PART = 100
@@ -387,11 +388,3 @@ def _marked(mark: bytes) -> Iterable[int]:
             with contextlib.suppress(OSError):  # gone meanwhile, or not ours
                 if mark in (folder / "environ").read_bytes().split(b"\0"):
                     yield int(folder.name)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, so that a reader sees the old text or the new."""
-    new = path.with_name(f"{path.name}.new-{os.getpid()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123 - the mode must hold from the first byte
-        file.write(text)
-    new.replace(path)
