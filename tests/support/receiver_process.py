@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import httpx
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from hub_events import Event, decode
 from hub_parts import Parts
 from support.senders import Peer
@@ -132,4 +132,13 @@ class Topic:
         self._consumer.close()
 
     def _end(self, partition: int) -> int:
-        return int(self._consumer.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=10)[1])
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                return int(self._consumer.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=10)[1])
+            except KafkaException as error:
+                # A topic that has just been made has no leader for a moment.
+                if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+                self._consumer.list_topics(TOPIC, timeout=10)

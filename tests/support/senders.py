@@ -1,23 +1,36 @@
 """Real senders: pynetdicom's SCU, byte for byte as the file has it, and DCMTK's storescu where the machine has it."""
 
 import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hub_dicom import read_file_meta
 from pynetdicom import AE, _config, build_context
+from pynetdicom.transport import AssociationSocket
 
 # A file is sent as its bytes, not decoded and encoded again.
 _config.STORE_SEND_CHUNKED_DATASET = True
 _config.LOG_HANDLER_LEVEL = "none"
 
 STORESCU = shutil.which("storescu")
+
+
+def _shutdown_socket(self: Any) -> None:
+    """Close the socket also where the peer is gone and `shutdown` fails: pynetdicom leaves it to the garbage collector then."""
+    if self.socket is not None:
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+AssociationSocket._shutdown_socket = _shutdown_socket
 
 
 class Rejected(Exception):
@@ -57,7 +70,9 @@ def association(peer: Peer, contexts: Iterable[tuple[str, str]]) -> Iterator[Any
         ConnectionError: nobody listens, or the peer aborted.
     """
     ae = AE(ae_title=peer.calling)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
+    # So long pynetdicom also waits, aborting, for a peer that was killed.
+    ae.acse_timeout = 10
+    ae.dimse_timeout = ae.network_timeout = 60
     ae.connection_timeout = 10
     ae.maximum_pdu_size = 131_072
     wanted = [build_context(abstract, transfer) for abstract, transfer in dict.fromkeys(contexts)]
