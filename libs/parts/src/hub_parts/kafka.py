@@ -110,11 +110,12 @@ class Kafka:
         return len(found.brokers) == 1
 
     def _format(self, java: list[str], properties: Path) -> None:
+        # One id in 64 starts with a hyphen, which a separate argument would take for an option.
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
         log = self.logs / "kafka-format.log"
         with log.open("wb") as file:
             done = subprocess.run(  # noqa: S603 - our own command
-                [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(properties)],
+                [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(properties)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
