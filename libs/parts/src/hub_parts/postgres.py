@@ -136,7 +136,7 @@ class Postgres:
             return
         pid = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip()
         try:
-            lives = pid.isdigit() and Path(os.readlink(f"/proc/{pid}/exe")).name == "postgres"  # noqa: PTH115 - Path.readlink is the same, longer
+            lives = pid.isdigit() and Path(f"/proc/{pid}/exe").readlink().name == "postgres"
         except OSError:
             lives = False  # gone, or a zombie, whom PostgreSQL would take for alive
         if not lives:

@@ -1,9 +1,9 @@
 """What can be set about the parts, all by HUB_ variables."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -45,17 +45,15 @@ class PartsSettings(BaseSettings):
     def _unset_durability(cls, value: object) -> object:
         return "process" if value in {"", None} else value
 
+    @model_validator(mode="after")
+    def _store_keeps_the_promise(self) -> Self:
+        if self.durability == "power" and self.parts_s3 == "seaweedfs":
+            raise ValueError(
+                "HUB_DURABILITY=power needs MinIO: SeaweedFS loses acknowledged objects in a power cut. Leave HUB_PARTS_S3 unset or say minio."
+            )
+        return self
+
     @property
     def store(self) -> Literal["seaweedfs", "minio"]:
-        """The store to start.
-
-        Raises:
-            ValueError: SeaweedFS is asked for together with a durability that it does not have.
-        """
-        if self.durability == "power":
-            if self.parts_s3 == "seaweedfs":
-                raise ValueError(
-                    "HUB_DURABILITY=power needs MinIO: SeaweedFS loses acknowledged objects in a power cut. Leave HUB_PARTS_S3 unset or say minio."
-                )
-            return "minio"
-        return self.parts_s3 or "seaweedfs"
+        """The store to start."""
+        return self.parts_s3 or ("minio" if self.durability == "power" else "seaweedfs")
