@@ -12,11 +12,11 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from hub_dicom.keys import instance_key
 from hub_events import Event, decode, encode
@@ -104,6 +104,7 @@ class Ingest:
             f"quiet_seconds: {quiet_seconds}}}\n"
         )
         self.processes: list[Process] = []
+        self._tails: dict[str, Tail] = {}
         self._producer = Producer({"bootstrap.servers": kafka, "partitioner": "murmur2_random", "linger.ms": 5})
 
     def study(self) -> str:
@@ -177,13 +178,17 @@ class Ingest:
 
     def events(self, topic: str) -> list[Event[Any]]:
         """This trust's events of a topic, from the beginning, as a `read_committed` reader sees them."""
-        return [event for event in read(self.kafka, topic) if event.data.trust == self.trust]
+        if topic not in self._tails:
+            self._tails[topic] = Tail(self.kafka, topic)
+        return [event for event in self._tails[topic].read() if getattr(event.data, "trust", None) == self.trust]
 
     def said(self, topic: str, study: str) -> list[Any]:
         """The data of one study's events of a topic."""
         return [event.data for event in self.events(topic) if event.data.study_instance_uid == study]
 
     def close(self) -> None:
+        for tail in self._tails.values():
+            tail.consumer.close()
         for process in self.processes:
             if process.popen.poll() is None:
                 process.popen.send_signal(signal.SIGTERM)
@@ -204,34 +209,54 @@ def ingest(kafka: str, s3: S3 | None, folder: Path, *, quiet_seconds: float = 1.
         one.close()
 
 
-def records(kafka: str, topic: str) -> Iterator[Any]:
+class Tail:
+    """Reads a topic on and on."""
+
+    def __init__(self, kafka: str, topic: str) -> None:
+        self.topic = topic
+        self.messages: list[Any] = []
+        self.events: list[Event[Any]] = []
+        self.consumer = Consumer(
+            {
+                "bootstrap.servers": kafka,
+                "group.id": "test-reader",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+            }
+        )
+        self.behind = set(self.consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+        self.consumer.assign([TopicPartition(topic, number, 0) for number in self.behind])
+
+    def read(self) -> list[Event[Any]]:
+        """Every event so far; what is none is left out."""
+        while (messages := self.consumer.consume(1000, timeout=0.05)) or self.behind:
+            for message in messages:
+                if error := message.error():
+                    assert error.code() == KafkaError._PARTITION_EOF, error
+                    self.behind.discard(cast("int", message.partition()))
+                    continue
+                self.messages.append(message)
+                with suppress(ValueError):
+                    headers = cast("list[tuple[str, bytes | str | None]] | None", message.headers())
+                    self.events.append(decode(self.topic, message.key(), message.value(), headers))
+        return self.events
+
+
+def records(kafka: str, topic: str) -> list[Any]:
     """Every committed record of a topic up to its present end."""
-    consumer = Consumer(
-        {"bootstrap.servers": kafka, "group.id": "test-reader", "enable.auto.commit": False, "isolation.level": "read_committed"}
-    )
-    try:
-        places = [TopicPartition(topic, number, 0) for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
-        ends = {place.partition: consumer.get_watermark_offsets(place, timeout=10) for place in places}
-        places = [TopicPartition(topic, number, low) for number, (low, high) in ends.items() if high > low]
-        consumer.assign(places)
-        left = {place.partition for place in places}
-        while left:
-            for message in consumer.consume(1000, timeout=0.2):
-                assert message.error() is None, message.error()
-                yield message
-            positions = {place.partition: place.offset for place in consumer.position(places)}
-            left = {number for number in left if positions[number] < ends[number][1]}
-    finally:
-        consumer.close()
+    tail = Tail(kafka, topic)
+    tail.read()
+    tail.consumer.close()
+    return tail.messages
 
 
-def read(kafka: str, topic: str) -> Iterator[Event[Any]]:
-    """Every event of a topic up to its present end; what is none is left out."""
-    for message in records(kafka, topic):
-        try:
-            yield decode(topic, message.key(), message.value(), message.headers())
-        except ValueError:
-            continue
+def read(kafka: str, topic: str) -> list[Event[Any]]:
+    """Every event of a topic up to its present end."""
+    tail = Tail(kafka, topic)
+    tail.read()
+    tail.consumer.close()
+    return tail.events
 
 
 def committed(kafka: str, group: str, topic: str) -> dict[int, int]:
