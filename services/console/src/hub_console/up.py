@@ -7,7 +7,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
@@ -191,10 +190,7 @@ class Up:
         missing = [program.command[0] for program in programs if not Path(program.command[0]).exists()]
         if missing:
             raise StartAborted(f"not installed: {', '.join(missing)}. Run `make setup` again")
-        # The index makes its tables at its own start; topics are needed by all that consume. Python's own start takes longer than both.
-        with ThreadPoolExecutor(1) as pool:
-            topics = pool.submit(create_topics, parts.kafka_config())
-            topics.result()
+        create_topics({**parts.kafka_config(), "log_level": 3})
         parts.supervisor.add(*programs)
         parts.supervisor.wait_healthy([program.name for program in programs], timeout_seconds=_READY_SECONDS)
         database = urlsplit(parts.database_url)
