@@ -72,7 +72,7 @@ class Bench:
         replica = str(settings.pop("replica", len(self.processes)))
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")])),
             "HUB_KAFKA_BOOTSTRAP_SERVERS": self.kafka,
             "HUB_S3_ENDPOINT": self.s3.endpoint,
             "HUB_S3_ACCESS_KEY": self.s3.access_key,
