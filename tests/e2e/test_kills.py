@@ -38,7 +38,7 @@ def test_the_dataset_is_the_same_after_every_process_was_killed(other_hub: Hub, 
     with ThreadPoolExecutor(len(cohort.files)) as pool:
         senders = [pool.submit(send_until_acknowledged, hub, calling, paths) for calling, paths in cohort.files.items()]
         time.sleep(1.0)
-        for name in ("receiver", "kafka", "s3"):
+        for name in ("receiver", "kafka", hub.endpoints["s3"]["store"]):
             assert not all(sender.done() for sender in senders), f"everything was sent before {name} could be killed: send more"
             hub.kill(name)
             time.sleep(2.0)
@@ -46,7 +46,7 @@ def test_the_dataset_is_the_same_after_every_process_was_killed(other_hub: Hub, 
         for sender in senders:
             sender.result()
     wait_for(hub.indexed_or_none, 120, "no study reached the index")
-    for name in ("deidentification", "indexing", "database", "closer"):
+    for name in ("deidentification", "indexing", "postgres", "closer"):
         hub.kill(name)
         time.sleep(1.5)
     wait_for(
