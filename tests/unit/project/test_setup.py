@@ -46,7 +46,10 @@ def test_a_change_of_lock_or_groups_makes_a_new_set_up() -> None:
 
 def test_the_lock_loses_addresses_and_keeps_pins() -> None:
     lock = tool("lock")
-    text = 'source = { registry = "https://mirror.example/simple" }\nwheels = [{ url = "https://files.example/a/b/x-1.0-py3-none-any.whl", hash = "sha256:ab", size = 1 }]'
+    text = (
+        'source = { registry = "https://mirror.example/simple" }\n'
+        'wheels = [{ url = "https://files.example/a/b/x-1.0-py3-none-any.whl", hash = "sha256:ab", size = 1 }]'
+    )
     clean = lock.without_addresses(text)
     assert "example" not in clean
     assert 'x-1.0-py3-none-any.whl", hash = "sha256:ab"' in clean
