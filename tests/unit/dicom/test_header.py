@@ -133,19 +133,29 @@ def test_compressed_pixels_are_skipped_fragment_by_fragment() -> None:
     assert _reason(head + start + fragments[:-1], JPEG) == "truncated"
 
 
-def test_a_un_of_undefined_length_is_an_implicit_sequence() -> None:
-    # PS3.5 6.2.2, as written by software that does not know a private sequence.
-    item = struct.pack("<HHL", 0x0008, 0x0060, 2) + b"XX"
-    private = (
-        struct.pack("<HH2sHL", 0x0009, 0x1001, b"UN", 0, 0xFFFFFFFF)
-        + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
-        + item
-        + struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
-        + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
-    )
+def _with_sequence(vr: bytes, items: bytes) -> bytes:
+    """The made data set with a private sequence of undefined length in it."""
     encoded = _encoded(_made(), EXPLICIT)
     place = encoded.index(struct.pack("<HH2s", 0x0010, 0x0020, b"LO"))
-    assert read_header(encoded[:place] + private + encoded[place:], EXPLICIT) == EXPECTED
+    sequence = struct.pack("<HH2sHL", 0x0009, 0x1001, vr, 0, 0xFFFFFFFF) + items + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    return encoded[:place] + sequence + encoded[place:]
+
+
+ITEM = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+ITEM_END = struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
+
+
+def test_a_un_of_undefined_length_is_an_implicit_sequence() -> None:
+    # PS3.5 6.2.2, as written by software that does not know a private sequence. The length 0x5355 would be the VR US.
+    element = struct.pack("<HHL", 0x0009, 0x1002, 0x5355) + bytes(0x5355)
+    assert read_header(_with_sequence(b"UN", ITEM + element + ITEM_END), EXPLICIT) == EXPECTED
+
+
+def test_an_item_that_its_sequence_ends_is_read_as_its_writer_meant() -> None:
+    element = struct.pack("<HH2sH", 0x0009, 0x1002, b"US", 2) + b"\1\0"
+    assert read_header(_with_sequence(b"SQ", ITEM + element + ITEM_END), EXPLICIT) == EXPECTED
+    assert read_header(_with_sequence(b"SQ", ITEM + element), EXPLICIT) == EXPECTED
+    assert _reason(_with_sequence(b"SQ", element)) == "malformed"
 
 
 def test_padding_at_the_end_is_no_cut() -> None:
