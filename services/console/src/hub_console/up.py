@@ -61,7 +61,7 @@ In production they come from a secret store, by HUB_DEIDENTIFICATION_KEYS_FILE a
 Delete them only together with all data: every pseudonym stands on them.
 """
 _TRUST_READERS = frozenset({"receiver", "assembler", "closer", "deidentification"})
-_READY_SECONDS = 90
+_READY_SECONDS = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +193,12 @@ class Up:
         create_topics({**parts.kafka_config(), "log_level": 3})
         parts.supervisor.add(*programs)
         parts.supervisor.wait_healthy([program.name for program in programs], timeout_seconds=_READY_SECONDS)
+        # A member that joins a group makes the others unready for a moment, so ready one after the other is not ready together.
+        deadline = time.monotonic() + _READY_SECONDS
+        while late := [program.name for program in programs if program.health is not None and not program.health()]:
+            if time.monotonic() > deadline:
+                raise StartAborted(f"not ready after {_READY_SECONDS} s: {', '.join(late)}. Their logs: {parts.supervisor.logs}")
+            time.sleep(0.1)
         database = urlsplit(parts.database_url)
         store = parts.settings.store if not parts.settings.s3_endpoint else "external"
         self.endpoints = {
@@ -319,6 +325,6 @@ def _port(variable: str) -> int | None:
 def _settings_of(service: Service, environment: Mapping[str, str]) -> dict[str, str]:
     """Settings that the operator gives all services or this one: never a secret, never where a part is."""
     own = f"HUB_{service.name.split('-')[0].upper()}_"
-    shared = ("HUB_LOG_STRICT", "HUB_DRAIN_SECONDS", "HUB_SWEEP_SECONDS")
+    shared = ("HUB_LOG_STRICT", "HUB_DRAIN_SECONDS", "HUB_SWEEP_SECONDS", "HUB_QIDO_MOST_RESULTS")
     kept = {name: value for name, value in environment.items() if name in shared or (name.startswith(own) and "_KEYS" not in name)}
     return {name: value for name, value in kept.items() if value}
