@@ -161,21 +161,21 @@ def test_a_dead_letter_that_cannot_be_written_waits_and_is_not_dropped(made: Ben
 
 
 def test_a_passing_fault_pauses_the_consumer_says_so_and_passes(made: Bench) -> None:
-    process = made.start()
+    process = made.start(test_concurrency=1)
     gate = made.folder / "gate"
-    made.put([("2.25.1", Work(n=1, do="later", path=str(gate)))])
+    made.put([("2.25.1", Work(n=1, do="later", path=str(gate))), *((f"2.25.{n}", Work(n=n, seconds=0.2)) for n in range(100, 120))])
     until(lambda: process.get("/readyz") == (503, json.dumps({"ready": False, "reasons": {"fault": "gate-closed"}})), 10, made.logs)
     made.put([(f"2.25.{n}", Work(n=n)) for n in range(2, 10)])
     time.sleep(1.5)
 
-    assert made.begun(2) == 0
+    # One may have begun before the fault was told; the next waits, whether it was read before the fault or after.
+    assert sum(made.begun(n) for n in (*range(2, 10), *range(100, 120))) <= 2
     assert made.begun(1) >= 2
-    assert made.outputs(0) == []
     assert process.get("/livez")[0] == 200
     assert process.metric("hub_paused_by_fault") == 1
 
     gate.touch()
-    assert numbers(made.outputs(9)) == list(range(1, 10))
+    assert numbers(made.outputs(29)) == [*range(1, 10), *range(100, 120)]
     until(process.ready, 5, made.logs)
     assert process.metric("hub_records_retried_total", reason="gate-closed") >= 2
     assert "SMITH" not in process.log_text()
