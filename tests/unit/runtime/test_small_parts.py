@@ -118,7 +118,7 @@ def test_the_runtime_uses_every_metric_that_it_declares() -> None:
 
 
 def test_health_says_live_ready_and_why_not() -> None:
-    health, metrics = Health(live_seconds=0.2), Metrics()
+    health, metrics = Health(live_seconds=0.5, ready_seconds=0.2), Metrics()
     server = HealthServer("127.0.0.1", 0, health, metrics)
     try:
         assert _get(server, "/livez") == (200, {"live": True})
@@ -129,6 +129,9 @@ def test_health_says_live_ready_and_why_not() -> None:
         assert _get(server, "/readyz")[0] == 200
         health.beat()
         assert _get(server, "/livez")[0] == 200
+        time.sleep(0.25)
+        status, body = _get(server, "/readyz")
+        assert (status, list(body["reasons"])) == (503, ["loop"])
         time.sleep(0.3)
         assert _get(server, "/livez") == (503, {"live": False})
         assert _get(server, "/other")[0] == 404

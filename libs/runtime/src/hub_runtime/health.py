@@ -11,11 +11,11 @@ from hub_runtime.metrics import Metrics
 class Health:
     """Whether the process lives and is ready, and if not, why. Safe from any thread."""
 
-    def __init__(self, *, live_seconds: float = 60.0) -> None:
-        """`live_seconds`: a loop that has not beaten for so long counts as hung."""
+    def __init__(self, *, live_seconds: float = 60.0, ready_seconds: float = 5.0) -> None:
+        """`live_seconds`: a loop that has not beaten for so long counts as hung; for `ready_seconds`, as waiting for something."""
         self._lock = threading.Lock()
         self._reasons: dict[str, str] = {}
-        self._live_seconds = live_seconds
+        self._live_seconds, self._ready_seconds = live_seconds, ready_seconds
         self._last_beat: float | None = None
 
     def beat(self) -> None:
@@ -36,12 +36,18 @@ class Health:
     def reasons(self) -> dict[str, str]:
         """What is in the way now; empty when the process is ready."""
         with self._lock:
-            return dict(self._reasons)
+            reasons = dict(self._reasons)
+        if not self._beaten_within(self._ready_seconds):
+            reasons["loop"] = "the main loop waits: a call to the broker has not returned"
+        return reasons
 
     @property
     def live(self) -> bool:
         """The main loop goes round, or there is none."""
-        return self._last_beat is None or time.monotonic() - self._last_beat < self._live_seconds
+        return self._beaten_within(self._live_seconds)
+
+    def _beaten_within(self, seconds: float) -> bool:
+        return self._last_beat is None or time.monotonic() - self._last_beat < seconds
 
 
 class HealthServer:
