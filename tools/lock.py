@@ -1,9 +1,11 @@
 """Lock the dependencies anew: `make lock`. Then take the index's addresses out of uv.lock, because which index serves a site is the site's matter."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import setup
 
 LOCK = Path(__file__).resolve().parents[1] / "uv.lock"
 
@@ -22,7 +24,7 @@ def main() -> int:
             return 1
         return 0
     LOCK.unlink(missing_ok=True) if "--upgrade" in sys.argv[1:] else None
-    subprocess.run(["uv", "lock"], cwd=LOCK.parent, check=True)
+    setup.run([setup.find_uv(), "lock"])
     LOCK.write_text(without_addresses(LOCK.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
