@@ -1,11 +1,9 @@
 """Every schema has examples, every example is read by the types, and schemas only grow."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,8 +11,8 @@ import yaml
 from hub_events import TOPICS, Event, UnreadableEvent, decode, encode
 from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry, Resource
+from support.tools import ROOT, tool
 
-ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "schemas"
 EVENT_SCHEMAS = sorted(path for path in (SCHEMAS / "events").glob("*.schema.json") if not path.name.startswith("common."))
 EXAMPLES = sorted((SCHEMAS / "examples").glob("*.json"))
@@ -22,15 +20,6 @@ ASYNCAPI: dict[str, Any] = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text(
 REGISTRY: Registry[Any] = Registry().with_resources(
     [(path.name, Resource.from_contents(json.loads(path.read_text()))) for path in (SCHEMAS / "events").glob("*.json")]
 )
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def schema_of(example: Path) -> Path:

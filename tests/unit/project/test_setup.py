@@ -3,21 +3,9 @@
 import importlib.util
 import shutil
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).parents[3]
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support.tools import ROOT, tool
 
 
 def test_a_machine_without_venv_and_uv_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
