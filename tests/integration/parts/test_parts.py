@@ -18,7 +18,7 @@ import psutil
 import psycopg
 import pytest
 import urllib3
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # documented, but not marked as exported
 from hub_events import TOPICS
 from hub_parts import JarRefused, Parts, StartAborted
@@ -82,10 +82,13 @@ def produce(config: dict[str, Any], topic: str, value: bytes, **own: Any) -> Kaf
     return answers[0]
 
 
-def consume(config: dict[str, Any], topic: str, group: str) -> list[bytes] | KafkaError:
-    """All records of a topic of one partition, or why the broker refuses."""
+def consume(config: dict[str, Any], topic: str, group: str, *, join: bool = True) -> list[bytes] | KafkaError:
+    """All records of a topic of one partition, or why the broker refuses; to `join` the group takes some seconds."""
     consumer = Consumer({**config, "log_level": 0, "group.id": group, "auto.offset.reset": "earliest", "enable.partition.eof": True})
-    consumer.subscribe([topic])
+    if join:
+        consumer.subscribe([topic])
+    else:
+        consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
     values: list[bytes] = []
     try:
         deadline = time.monotonic() + 30
@@ -236,7 +239,7 @@ def test_a_service_may_write_and_read_what_the_registry_says(parts: Parts) -> No
     received, deidentified = "identifiable.instance.received", "research.study.deidentified"
     assert produce(parts.kafka_config("receiver"), received, b"1", **{"enable.idempotence": True}) is None
     assert consume(parts.kafka_config("assembler"), received, "ingest.assembler") == [b"1"]
-    assert consume(parts.kafka_config("console"), received, "console.trace") == [b"1"]
+    assert consume(parts.kafka_config("console"), received, "console.trace", join=False) == [b"1"]
     refused = produce(parts.kafka_config("receiver"), deidentified, b"1")
     assert refused is not None
     assert refused.code() in {
@@ -312,7 +315,7 @@ def test_a_crashed_part_comes_back_with_what_it_acknowledged(parts: Parts, kind:
     eventually(lambda: parts.supervisor.pid(name) not in {dead, None} and parts.supervisor.healthy(name))
     assert {other: pid for other, pid in parts.supervisor.pids().items() if other != name} == others
     if kind == "kafka":
-        records = consume(parts.kafka_config(), topic, "crash")
+        records = consume(parts.kafka_config(), topic, "crash", join=False)
         assert isinstance(records, list)
         assert value in records
     elif kind == "store":
@@ -348,7 +351,7 @@ def test_stop_leaves_nothing_and_a_second_start_finds_all(machine_before: dict[s
 
         with Parts.start(folder, settings()) as again:
             assert again.credentials == credentials, "ports and passwords stay"
-            assert consume(again.kafka_config(), "kept", "kept") == [b"1"]
+            assert consume(again.kafka_config(), "kept", "kept", join=False) == [b"1"]
             assert get(again, ADMIN, "research", "kept") == b"1"
             with psycopg.connect(again.database_url) as connection:
                 assert connection.execute("SELECT one FROM kept").fetchone() == (1,)

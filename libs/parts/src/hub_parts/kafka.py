@@ -156,6 +156,9 @@ class Kafka:
             # The registry of topics says what there is; a misspelt name must not make a topic.
             "auto.create.topics.enable": "false",
             "group.initial.rebalance.delay.ms": 0,
+            # A killed broker may register again only when its earlier self has timed out: by default after nine seconds.
+            "broker.session.timeout.ms": 4500,
+            "broker.heartbeat.interval.ms": 1000,
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
             "controlled.shutdown.enable": "true",
         }

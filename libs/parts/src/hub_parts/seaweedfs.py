@@ -62,6 +62,7 @@ class SeaweedFS:
             f"-volume.port={ports['volume']}",
             f"-volume.port.grpc={ports['volume-grpc']}",
             "-volume.id=hub",  # the data stay this server's when its port changes
+            "-volume.preStopSeconds=0",  # there is no other server that could take over
             f"-filer.port={ports['filer']}",
             f"-filer.port.grpc={ports['filer-grpc']}",
             "-filer.localSocket=filer.sock",  # relative: a socket's whole path may hold 107 bytes
