@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx
 import psutil
+from support.senders import STORESCU, Peer, storescu
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 120
@@ -132,23 +132,9 @@ def wait_for(condition: Callable[[], Any], seconds: float, complaint: Callable[[
         time.sleep(interval)
 
 
-def system_program(name: str) -> str | None:
-    """A program of the system; pynetdicom installs others under the same names beside our Python."""
-    return shutil.which(name, path="/usr/local/bin:/usr/bin:/bin")
-
-
-def storescu(endpoints: Any, calling: str, paths: Sequence[Path], *options: str) -> subprocess.CompletedProcess[str]:
-    """Send with DCMTK's storescu."""
-    program = system_program("storescu")
-    assert program
-    receiver = endpoints["receiver"]
-    command = [program, "-v", "-R", "-aet", calling, "-aec", receiver["ae_title"], "-to", "30", "-ta", "30", "-td", "60", *options]
-    command += [receiver["host"], str(receiver["port"]), *map(str, paths)]
-    return subprocess.run(command, env=os.environ | {"TCP_NODELAY": "1"}, capture_output=True, text=True, timeout=180, check=False)
-
-
-def send(hub: Hub, calling: str, paths: Sequence[Path], *options: str) -> subprocess.CompletedProcess[str]:
-    """Send files as a trust's router: with DCMTK's storescu where it is, with `hub send` elsewhere."""
-    if system_program("storescu"):
-        return storescu(hub.endpoints, calling, paths, *options)
+def send(hub: Hub, calling: str, paths: Sequence[Path]) -> subprocess.CompletedProcess[str]:
+    """Send files as a trust's router: with DCMTK's storescu where it is, with the hub's own sender elsewhere."""
+    if STORESCU:
+        receiver = hub.endpoints["receiver"]
+        return storescu(Peer(receiver["port"], receiver["host"], receiver["ae_title"], calling), paths)
     return hub.command("send", "--calling", calling, *paths)

@@ -1,8 +1,10 @@
-"""Real senders: pynetdicom's SCU, byte for byte as the file has it, and DCMTK's storescu where the machine has it."""
+"""Real senders: pynetdicom's SCU, byte for byte as the file has it, and DCMTK's storescu where the machine has it (pynetdicom's elsewhere)."""
 
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +21,8 @@ from pynetdicom.transport import AssociationSocket
 _config.STORE_SEND_CHUNKED_DATASET = True
 _config.LOG_HANDLER_LEVEL = "none"
 
-STORESCU = shutil.which("storescu")
+STORESCU = shutil.which("storescu", path="/usr/local/bin:/usr/bin:/bin")
+"""DCMTK's. pynetdicom installs another program under the same name beside our Python, which serves where DCMTK is missing."""
 
 
 def _shutdown_socket(self: Any) -> None:
@@ -144,15 +147,17 @@ def send_at_once(jobs: Sequence[tuple[Peer, Sequence[Path]]]) -> list[list[Sent]
 
 
 def storescu(peer: Peer, paths: Sequence[Path], *options: str) -> subprocess.CompletedProcess[str]:
-    """Run DCMTK's storescu; 0 when every file was answered with success.
+    """Run DCMTK's storescu, or pynetdicom's where the machine has no DCMTK; 0 when every file was answered with success.
 
-    Raises:
-        FileNotFoundError: the machine has no DCMTK.
+    `options` are DCMTK's and go to it alone.
     """
-    if STORESCU is None:
-        raise FileNotFoundError("storescu is missing: install the package dcmtk")
-    command = [STORESCU, *options, "-aet", peer.calling, "-aec", peer.called, peer.host, str(peer.port), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    program = (
+        [STORESCU, "-v", "-R", "-to", "30", "-ta", "30", "-td", "60", *options]
+        if STORESCU
+        else [sys.executable, "-m", "pynetdicom", "storescu"]
+    )
+    command = [*program, "-aet", peer.calling, "-aec", peer.called, peer.host, str(peer.port), *map(str, paths)]
+    return subprocess.run(command, env=os.environ | {"TCP_NODELAY": "1"}, capture_output=True, text=True, timeout=180, check=False)
 
 
 def _pair(path: Path) -> tuple[str, str]:

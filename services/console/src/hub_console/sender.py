@@ -16,6 +16,7 @@ from pynetdicom import AE, _config, build_context, evt
 
 _CONTEXTS_PER_ASSOCIATION = 128  # PS3.8 9.3.2.2: context ids are the odd numbers from 1 to 255
 _MAGIC_OFFSET, _MAGIC = 128, b"DICM"
+_ASSOCIATION_SECONDS = 10  # a receiver that was killed never answers
 _TIMEOUT_SECONDS = 60
 _WARNINGS = range(0xB000, 0xC000)  # PS3.7 C.2: stored, with a remark
 _MEANINGS = {
@@ -214,7 +215,8 @@ def _associate(files: Sequence[DicomFile], address: tuple[str, int], titles: tup
     """An established association for these files, or None and why there is none."""
     calling, called = titles
     entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _TIMEOUT_SECONDS
+    entity.acse_timeout = _ASSOCIATION_SECONDS
+    entity.dimse_timeout = entity.network_timeout = _TIMEOUT_SECONDS
     entity.connection_timeout = 10
     pairs = list(dict.fromkeys(file.context for file in files))[:_CONTEXTS_PER_ASSOCIATION]
     association = entity.associate(
