@@ -6,7 +6,7 @@ import time
 
 import pytest
 from aiokafka.partitioner import DefaultPartitioner  # type: ignore[import-untyped]  # faust's client ships no types
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]  # exported without saying so
 from hub_events import TOPICS, Event, Topic
 from hub_runtime import BrokerUnavailable, EventProducer, GiveUp, TopicMismatch, create_topics, kafka_config
@@ -63,9 +63,19 @@ def _no_group(made: Bench) -> object:
     """Metadata of a group without members, as a program has that commits from outside."""
     consumer = Consumer({"bootstrap.servers": made.kafka, "group.id": f"{made.group}.outside"})
     try:
+        # On a fresh broker this makes the topic that groups are kept in, which takes a moment.
+        until(lambda: _coordinated(consumer, made.topic), 20)
         return consumer.consumer_group_metadata()
     finally:
         consumer.close()
+
+
+def _coordinated(consumer: Consumer, topic: str) -> bool:
+    try:
+        consumer.committed([TopicPartition(topic, 0)], timeout=5)
+    except KafkaException:
+        return False
+    return True
 
 
 def test_a_thousand_keys_land_where_faust_and_java_put_them(kafka: str) -> None:

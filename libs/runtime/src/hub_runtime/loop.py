@@ -177,6 +177,7 @@ class _Loop:
             self.slots.close()
             self.discard(list(self.backlogs))
             self.consumer.close()
+            self.transactions.close()
 
     def receive(self) -> None:
         """Take what the broker has sent; waits for it only when there is nothing else to wait for."""

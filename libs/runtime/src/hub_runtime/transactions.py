@@ -1,6 +1,10 @@
 """One short Kafka transaction: outputs and offsets, together or not at all."""
 
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -10,6 +14,8 @@ from hub_runtime.records import Outgoing
 
 EXIT_FENCED = 75
 _STEP_SECONDS = 2.0
+STUCK_SECONDS = 15.0
+"""A call of the client that has not returned by then never will, and by then the broker has ended the transaction (10 s)."""
 
 
 class Aborted(Exception):
@@ -29,6 +35,10 @@ class Transactions:
             config | {"transactional.id": transactional_id, "transaction.timeout.ms": 10_000, "enable.idempotence": True, "linger.ms": 0}
         )
         self._waiting = waiting
+        self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        # librdkafka's send_offsets_to_transaction may ignore its timeout and hang for ever while the group has no coordinator
+        # (confluentinc/librdkafka#5456): so the calls are made in a thread that can be left behind.
+        threading.Thread(target=self._serve, name="transactions", daemon=True).start()
 
     def start(self) -> None:
         """Take over the transactional id: a predecessor's open transaction ends, and it can commit nothing more.
@@ -57,6 +67,10 @@ class Transactions:
             self._until_done(lambda: self._producer.abort_transaction(_STEP_SECONDS))
             raise Aborted(_name(error)) from error
 
+    def close(self) -> None:
+        """Call the client no more; what it has open is ended by its successor or by time."""
+        self._calls.put(None)
+
     def _produce(self, output: Outgoing) -> None:
         while True:
             try:
@@ -69,7 +83,7 @@ class Transactions:
         """Repeat a step while it fails in a way that passes."""
         while True:
             try:
-                return step()
+                return self._call(step)
             except KafkaException as error:
                 _stop_if_fatal(error)
                 if error.args[0].txn_requires_abort():
@@ -78,6 +92,27 @@ class Transactions:
                     raise StopProcess(f"the transactional producer cannot go on: {_name(error)}") from error
                 if not self._waiting(_name(error)):
                     raise OutOfTime(_name(error)) from error
+
+    def _call(self, step: Callable[[], None]) -> None:
+        future: Future[None] = Future()
+        self._calls.put((step, future))
+        deadline = time.monotonic() + STUCK_SECONDS
+        while True:
+            try:
+                return future.result(timeout=_STEP_SECONDS + 0.5)
+            except TimeoutError:
+                if not self._waiting("the client does not return"):
+                    raise OutOfTime("the client does not return") from None
+                if time.monotonic() > deadline:
+                    raise StopProcess("a call of the Kafka client hangs; a new process starts afresh") from None
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            step, future = call
+            try:
+                future.set_result(step())
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                future.set_exception(error)
 
 
 def _name(error: Exception) -> str:
