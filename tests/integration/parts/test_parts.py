@@ -162,6 +162,11 @@ def test_they_listen_on_loopback_only(parts: Parts) -> None:
     assert listening
 
 
+def test_every_socket_that_they_make_outside_is_known_for_deletion(parts: Parts) -> None:
+    known = {path for name in parts.programs for path in parts.supervisor._programs[name].leftovers}
+    assert sockets_outside(parts.data_folder) <= known
+
+
 def test_their_logs_are_files(parts: Parts) -> None:
     for name in parts.programs:
         assert parts.supervisor.log(name).parent == parts.data_folder / "logs"
@@ -348,6 +353,9 @@ def test_stop_leaves_nothing_and_a_second_start_finds_all(machine_before: dict[s
             parent.kill()
             daemon.kill()
         eventually(lambda: not any(lives(process) for process in processes), 10)
+        # By now another process may have the number of the killed server.
+        data = folder / "postgres" / "data"
+        (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n{int(time.time())}\n5432\n\n127.0.0.1\n")
 
         with Parts.start(folder, settings()) as again:
             assert again.credentials == credentials, "ports and passwords stay"
@@ -406,6 +414,13 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def sockets_outside(folder: Path) -> set[Path]:
+    """SeaweedFS's, which carry a port in their name."""
+    ports = json.loads((folder / "run" / "ports.json").read_text()).values()
+    sockets = [path for where in ("/tmp", "/run", "/var/tmp") for path in Path(where).glob("*") if path.is_socket()]
+    return {path for path in sockets if any(f"-{port}." in path.name for port in ports)}
+
+
 def assert_nothing_left(folder: Path, processes: list[psutil.Process]) -> None:
     assert not [process for process in processes if lives(process)]
     mark = f"HUB_RUN={(folder / 'run' / 'id').read_text()}".encode()
@@ -414,14 +429,9 @@ def assert_nothing_left(folder: Path, processes: list[psutil.Process]) -> None:
             assert mark not in environment.read_bytes().split(b"\0"), environment
         except OSError:
             continue
-    ports = json.loads((folder / "run" / "ports.json").read_text()).values()
     pids = {process.pid for process in processes}
-    sockets = [str(path) for where in ("/tmp", "/run", "/var/tmp") for path in Path(where).glob("*") if path.is_socket()]
-    assert not [path for path in sockets if any(f"-{port}." in path for port in ports)]
-    assert (
-        not list(Path("/tmp").glob("hsperfdata_*/[0-9]*"))
-        or not {int(path.name) for path in Path("/tmp").glob("hsperfdata_*/[0-9]*")} & pids
-    )
+    assert not sockets_outside(folder)
+    assert not {int(path.name) for path in Path("/tmp").glob("hsperfdata_*/[0-9]*")} & pids
     segments = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
     assert not [one for one in segments if int(one[4]) in pids], "shared memory"
     assert not [line for line in Path("/proc/net/unix").read_text().splitlines() if str(folder) in line]
