@@ -50,6 +50,8 @@ def status_table(ledger: Ledger) -> Table:
     """Each trust's studies by stage: done, waiting, failed."""
     columns = [STAGE_TITLES[stage] for stage in STAGES]
     made = table("Trust", *columns, "in", "out", right=[*columns, "in", "out"], title="Studies per trust and stage; instances in and out")
+    for column in made.columns:
+        column.min_width = len(str(column.header))
     for column in (made.columns[0], *made.columns[-2:]):
         column.no_wrap = True
     for trust, row in ledger.counts().items():
