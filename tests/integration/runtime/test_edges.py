@@ -23,7 +23,7 @@ def test_an_aborted_record_is_never_seen_by_a_read_committed_reader(made: Bench)
     def records(first: int, last: int) -> list[Event[Work]]:
         return [Event.first(made.out, f"2.25.{n}", Work(n=n), source=SOURCE) for n in range(first, last)]
 
-    producer = transactions._producer
+    producer = transactions._client.producer
     producer.begin_transaction()
     for event in records(0, 20):
         record = outgoing(event)

@@ -53,7 +53,7 @@ def made(monkeypatch: pytest.MonkeyPatch, *, patience: bool = True, **fates: Any
     monkeypatch.setattr(transactions, "STUCK_SECONDS", 0.3)
     FakeProducer.fates = fates
     one = Transactions({}, "group-0", lambda _: patience)
-    return one, one._producer.calls  # type: ignore[attr-defined]
+    return one, one._client.producer.calls  # type: ignore[attr-defined]
 
 
 def commit(one: Transactions) -> None:
@@ -67,7 +67,7 @@ FENCED = KafkaError(KafkaError._FENCED, "", True, False, False)
 
 def test_the_id_is_stable_and_the_broker_ends_what_is_left_after_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     one, _ = made(monkeypatch)
-    config = one._producer.config  # type: ignore[attr-defined]
+    config = one._client.producer.config  # type: ignore[attr-defined]
     assert (config["transactional.id"], config["transaction.timeout.ms"], config["enable.idempotence"]) == ("group-0", 10_000, True)
 
 
@@ -98,16 +98,38 @@ def test_whoever_has_no_patience_left_need_not_wait(monkeypatch: pytest.MonkeyPa
         one.start()
 
 
-def test_a_call_that_never_returns_ends_the_process_and_not_the_loop_s_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_never_returns_is_replaced_and_the_transaction_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
     try:
-        one, _ = made(monkeypatch, offsets=[never])
+        one, calls = made(monkeypatch, offsets=[never])
         began = time.monotonic()
-        with pytest.raises(StopProcess, match="hangs"):
+        with pytest.raises(Aborted, match="_HUNG"):
             commit(one)
         assert time.monotonic() - began < 5
-        stopping, _ = made(monkeypatch, patience=False, offsets=[never])
+        commit(one)
+    finally:
+        never.set()
+    assert calls == ["begin", "produce out", "offsets"]
+    again = one._client.producer.calls  # type: ignore[attr-defined]
+    assert again == ["init", "begin", "produce out", "offsets", "commit"]
+
+
+def test_a_commit_of_unknown_outcome_is_never_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    try:
+        one, calls = made(monkeypatch, commit=[never])
+        with pytest.raises(StopProcess, match="cannot be learnt"):
+            commit(one)
+    finally:
+        never.set()
+    assert calls == ["begin", "produce out", "offsets", "commit"]
+
+
+def test_a_client_that_never_returns_does_not_hold_up_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    try:
+        one, _ = made(monkeypatch, patience=False, offsets=[never])
         with pytest.raises(OutOfTime):
-            commit(stopping)
+            commit(one)
     finally:
         never.set()
