@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# The tests wait more than they compute: three folders of them at a time, the longest first.
+PARALLEL := --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup schemas lock format lint test test-unit test-integration test-e2e test-minio test-chaos
 help: ## What can be made
@@ -27,19 +29,19 @@ lint: setup ## Lint, formatting, types, lock and generated files
 	$(BIN)/python tools/check_schemas.py
 
 test: lint ## Everything: lint, types, unit, contract, integration, e2e, on the real parts
-	$(BIN)/pytest tests/unit tests/contract tests/integration tests/e2e
+	$(BIN)/pytest $(PARALLEL) tests/e2e tests/integration tests/unit tests/contract
 
 test-unit: setup ## Tests without I/O, and the contracts
 	$(BIN)/pytest tests/unit tests/contract
 
 test-integration: setup ## Tests on real Kafka, S3 and PostgreSQL
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest $(PARALLEL) tests/integration
 
 test-e2e: setup ## The whole hub as a user has it
 	$(BIN)/pytest tests/e2e
 
 test-minio: minio ## The storage suite and the main path on MinIO's server
-	HUB_PARTS_S3=minio $(BIN)/pytest tests/integration/objectstore tests/e2e
+	HUB_PARTS_S3=minio $(BIN)/pytest $(PARALLEL) tests/integration/objectstore tests/e2e
 
 test-chaos: setup ## Slow suites: power cuts, very large studies
 	$(BIN)/pytest tests/chaos
