@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 from hub_dicom import Trust, Trusts
 from hub_dicom.synthetic import SyntheticPatient, synthetic_series
+from hub_ingest.arrival import Answer, Arrival
 from hub_ingest.receiver import METRICS
-from hub_ingest.receiver_scp import Answer, Arrival, StorageProvider
+from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.settings import ReceiverSettings
 from hub_runtime import Metrics
 from support.dicom_files import write_series

@@ -8,8 +8,10 @@ from hub_dicom import Trust, parse_instance_key, read_file_meta
 from hub_dicom.synthetic import SyntheticInstance, SyntheticPatient, synthetic_series
 from hub_events import Event
 from hub_events.types import InstanceReceived
-from hub_ingest.receiver import METRICS, Call, Receiver
-from hub_ingest.receiver_scp import Answer, Arrival, Spool, supported_contexts
+from hub_ingest.arrival import Answer, Arrival, Spool
+from hub_ingest.intake import Call
+from hub_ingest.receiver import METRICS, Receiver
+from hub_ingest.receiver_scp import supported_contexts
 from hub_ingest.settings import ReceiverSettings
 from hub_objectstore import MemoryObjectStore
 from hub_runtime import BrokerUnavailable, Metrics

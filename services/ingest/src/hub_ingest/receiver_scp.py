@@ -4,18 +4,15 @@ pynetdicom does the protocol (PS3.7, PS3.8). What it does not offer is added her
 into a file, TCP_NODELAY, one listening port for several processes.
 """
 
-import contextlib
 import io
 import socket
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from socketserver import BaseServer
-from typing import Any, BinaryIO, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from hub_dicom import Trust, Trusts
 from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -31,6 +28,7 @@ from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from hub_ingest.arrival import Answer, Arrival, Spool
 from hub_ingest.settings import ReceiverSettings
 
 # PS3.8 table 9-21: result, source, reason of an A-ASSOCIATE-RJ.
@@ -42,29 +40,6 @@ _ACSE_SECONDS: Final = 15
 _ERROR_COMMENT: Final = 64  # PS3.7 C.4.2, VR LO
 
 log = logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One C-STORE request. The data set is what came over the network, byte for byte."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    data_set: BinaryIO
-    size: int
-    too_large: bool = False
-    """There was more than the limit; the data set is not whole."""
-    fault: OSError | None = None
-    """It could not be kept; the data set is not whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A C-STORE response: a status of PS3.4 table B.2-1, and a comment of at most 64 characters that names nobody."""
-
-    status: int
-    comment: str = ""
 
 
 Call = TypeVar("Call")
@@ -183,51 +158,6 @@ class StorageProvider(Generic[Call]):
         finally:
             if spool is not None:
                 spool.discard()
-
-
-class Spool(io.BytesIO):
-    """Where pynetdicom writes a data set: memory up to a bound, then a file without a name, which is gone with the process however it ends."""
-
-    def __init__(self, folder: Path, memory_bytes: int, maximum_bytes: int) -> None:
-        super().__init__()
-        self.size = 0
-        self.too_large = False
-        self.fault: OSError | None = None
-        self._folder = folder
-        self._memory_bytes = memory_bytes
-        self._maximum_bytes = maximum_bytes
-        self._file: BinaryIO | None = None
-
-    @property
-    def stream(self) -> BinaryIO:
-        """What was written, at whatever place it stands."""
-        return self._file if self._file is not None else self
-
-    def write(self, data: Any, /) -> int:  # noqa: ANN401 - a buffer
-        """Append. Never raises: an exception here would end the association without an answer."""
-        if self.size + len(data) > self._maximum_bytes:
-            self.too_large = True
-        if self.too_large or self.fault is not None:
-            return len(data)
-        try:
-            if self._file is None and self.size + len(data) > self._memory_bytes:
-                self._file = cast("BinaryIO", tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115 - `discard` closes it
-                with self.getbuffer() as so_far:
-                    self._file.write(so_far)
-                super().truncate(0)
-            written = super().write(data) if self._file is None else self._file.write(data)
-        except OSError as error:
-            self.fault = error
-            return len(data)
-        self.size += written
-        return written
-
-    def discard(self) -> None:
-        """Give memory and file back now, not when the last reference goes."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-        self.close()
 
 
 class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]  # pynetdicom has no types
