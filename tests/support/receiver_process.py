@@ -32,6 +32,16 @@ trusts:
     ae_titles: [ELSEWHERE]
     addresses: [192.0.2.0/24]
     assigning_authority: REL
+  - name: easton
+    ae_titles: [EASTON]
+    addresses: [127.0.0.1/32]
+    assigning_authority: REA
+    certificates: [router.easton.example, router2.easton.example]
+  - name: westbury
+    ae_titles: [WESTBURY]
+    addresses: [127.0.0.1/32]
+    assigning_authority: RWE
+    certificates: [router.westbury.example]
 """
 
 

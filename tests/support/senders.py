@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -62,6 +63,7 @@ class Peer:
     host: str = "127.0.0.1"
     called: str = "REGIONALHUB"
     calling: str = "NORTHGATE"
+    tls: ssl.SSLContext | None = None
 
 
 @contextmanager
@@ -79,7 +81,8 @@ def association(peer: Peer, contexts: Iterable[tuple[str, str]]) -> Iterator[Any
     ae.connection_timeout = 10
     ae.maximum_pdu_size = 131_072
     wanted = [build_context(abstract, transfer) for abstract, transfer in dict.fromkeys(contexts)]
-    assoc = ae.associate(peer.host, peer.port, contexts=wanted, ae_title=peer.called, max_pdu=131_072)
+    tls = {"tls_args": (peer.tls, "hub.example")} if peer.tls is not None else {}
+    assoc = ae.associate(peer.host, peer.port, contexts=wanted, ae_title=peer.called, max_pdu=131_072, **tls)
     if assoc.is_rejected:
         answer = assoc.acceptor.primitive
         raise Rejected(answer.result, answer.result_source, answer.diagnostic)

@@ -1,5 +1,6 @@
 """Who may send: the trusts, by name, calling AE title and address."""
 
+import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from itertools import combinations
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hub_dicom.keys import RESERVED
 
 Network = IPv4Network | IPv6Network
+_DNS_NAME = re.compile(r"(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
 
 
 class UnusableTrusts(ValueError):
@@ -40,6 +42,8 @@ class Trust(_Strict):
     """Calling AE titles."""
     addresses: Annotated[tuple[Network, ...], Field(min_length=1)]
     """Where its calls come from."""
+    certificates: tuple[str, ...] = ()
+    """DNS names in its client certificates (subjectAltName). With any it calls only over TLS and shows one of them; without, never over TLS."""
     quiet_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300
     """After so long without an instance a study is taken to be complete."""
     assigning_authority: Annotated[str, Field(min_length=1, max_length=64)]
@@ -61,6 +65,14 @@ class Trust(_Strict):
             if not 1 <= len(title) <= 16 or title != title.strip() or not title.isascii() or not title.isprintable() or "\\" in title:
                 raise ValueError(f"{title!r} is no AE title: 1 to 16 printable characters without backslash, no space at either end")
         return titles
+
+    @field_validator("certificates")
+    @classmethod
+    def _certificates(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _DNS_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no DNS name in lower case, without wildcard, as its certificate has it in subjectAltName")
+        return names
 
 
 class Trusts(_Strict):
@@ -98,6 +110,9 @@ class Trusts(_Strict):
         for one, other in combinations(self.trusts, 2):
             if one.name == other.name:
                 raise ValueError(f"two trusts are named {one.name!r}")
+            same = sorted(set(one.certificates) & set(other.certificates))
+            if same:
+                raise ValueError(f"{one.name!r} and {other.name!r} share the certificate name {same[0]!r}: each trust needs its own")
             shared = sorted(set(one.ae_titles) & set(other.ae_titles))
             if shared and any(_overlap(a, b) for a in one.addresses for b in other.addresses):
                 raise ValueError(

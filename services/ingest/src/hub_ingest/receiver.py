@@ -19,6 +19,8 @@ from hub_runtime.settings import open_store
 from hub_ingest.arrival import Answer, Arrival
 from hub_ingest.intake import PROCESSING_FAILURE, SOURCE, SUCCESS, Call, Intake, Producer, Refusal, watch_parts
 from hub_ingest.receiver_scp import StorageProvider
+from hub_ingest.receiver_tls import METRICS as TLS_METRICS
+from hub_ingest.receiver_tls import TlsDoor, TlsFiles, UnusableCertificates
 from hub_ingest.settings import ReceiverSettings
 
 METRICS: Final = (
@@ -34,6 +36,7 @@ METRICS: Final = (
     Metric("hub_receiver_associations_refused_total", "counter", "Associations rejected.", ("reason",)),
     Metric("hub_receiver_associations_open", "gauge", "Associations open now."),
     Metric("hub_receiver_seconds", "histogram", "From a data set's last byte to its answer.", ("status",)),
+    *TLS_METRICS,
 )
 
 log = logger()
@@ -84,23 +87,38 @@ def _serve(service: Service[ReceiverSettings]) -> None:
         trusts = Trusts.load(settings.trusts_file)
     except UnusableTrusts as error:
         raise StopProcess(f"the trusts cannot be used: {error}", exit_code=78) from error
+    tls = _tls(service)
     store = open_store(settings)
     with EventProducer(settings) as producer:
         receiver = Receiver(store, producer, service.metrics)
         provider = StorageProvider(
-            settings, trusts, admit=Call, take=receiver.take, metrics=service.metrics, folder=settings.data_folder / "receiver"
+            settings, trusts, admit=Call, take=receiver.take, metrics=service.metrics, folder=settings.data_folder / "receiver", tls=tls
         )
         for part in ("store", "broker"):
             service.health.unready(part, "not asked yet")
         service.start_thread("readiness", lambda: watch_parts(service, store))
         try:
             service.start_thread("accept", provider.serve)
+            if provider.tls_port is not None:
+                service.start_thread("accept-tls", provider.serve_tls)
+                log.info("listening for TLS", host=settings.receiver_host, port=provider.tls_port)
             log.info("listening", host=settings.receiver_host, port=provider.port, called_ae=settings.receiver_ae_title)
             service.wait()
         finally:
             # Whoever is in the middle of a study finishes it, within bounds; nobody new comes in.
             unfinished = provider.close(settings.drain_seconds)
             log.info("no longer listening", count=unfinished)
+
+
+def _tls(service: Service[ReceiverSettings]) -> TlsDoor | None:
+    settings = service.settings
+    certificate, key, ca = settings.receiver_tls_certificate_file, settings.receiver_tls_key_file, settings.receiver_tls_ca_file
+    if settings.receiver_tls_port is None or certificate is None or key is None or ca is None:
+        return None
+    try:
+        return TlsDoor(TlsFiles(certificate, key, ca), service.metrics)
+    except UnusableCertificates as error:
+        raise StopProcess(f"TLS cannot be offered: {error}", exit_code=78) from error
 
 
 if __name__ == "__main__":

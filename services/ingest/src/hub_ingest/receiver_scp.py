@@ -29,6 +29,7 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from hub_ingest.arrival import Answer, Arrival, Spool
+from hub_ingest.receiver_tls import TlsDoor, transport_fault
 from hub_ingest.settings import ReceiverSettings
 
 # PS3.8 table 9-21: result, source, reason of an A-ASSOCIATE-RJ.
@@ -57,6 +58,7 @@ class StorageProvider(Generic[Call]):
         take: Callable[[Call, Arrival], Answer],
         metrics: Metrics,
         folder: Path,
+        tls: TlsDoor | None = None,
     ) -> None:
         """Bind.
 
@@ -67,6 +69,7 @@ class StorageProvider(Generic[Call]):
             take: answers an instance of that association; blocks as long as the sender may wait, and does not raise.
             metrics: of the receiver.
             folder: where large instances wait.
+            tls: leads in who calls the TLS port; without it there is none.
 
         Raises:
             OSError: the port is taken or the folder cannot be made.
@@ -80,45 +83,77 @@ class StorageProvider(Generic[Call]):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # pynetdicom's own log handlers decode and print identifiers at debug level: none of them is bound.
         _config.LOG_HANDLER_LEVEL = "none"
-        self._server = _listen(
-            settings,
-            [
-                (evt.EVT_REQUESTED, self._on_request),
-                (evt.EVT_C_STORE, self._on_store),
-                (evt.EVT_C_ECHO, _on_echo),
-                (evt.EVT_CONN_CLOSE, self._on_close),
-            ],
-            lambda: Spool(folder, settings.receiver_memory_bytes, settings.receiver_maximum_bytes),
-        )
+        handlers: list[Any] = [
+            (evt.EVT_REQUESTED, self._on_request),
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_C_ECHO, _on_echo),
+            (evt.EVT_CONN_CLOSE, self._on_close),
+        ]
+        ae = _application_entity(settings)
+
+        def listen(port: int, tls: TlsDoor | None) -> _Server:
+            return _Server(
+                ae,
+                (settings.receiver_host, port),
+                supported_contexts(),
+                handlers,
+                spool=lambda: Spool(folder, settings.receiver_memory_bytes, settings.receiver_maximum_bytes),
+                shared=is_worker(),
+                tls=tls,
+            )
+
+        self._server = listen(settings.receiver_port, None)
+        self._tls_server = None
+        if tls is not None and settings.receiver_tls_port is not None:
+            self._tls_server = listen(settings.receiver_tls_port, tls)
 
     @property
     def port(self) -> int:
         """Where it listens."""
         return int(self._server.server_address[1])
 
+    @property
+    def tls_port(self) -> int | None:
+        """Where it listens for TLS, if anywhere."""
+        return int(self._tls_server.server_address[1]) if self._tls_server is not None else None
+
     def serve(self) -> None:
         """Accept associations, each in a thread of its own, until `close`."""
         self._server.serve_forever(poll_interval=0.1)
 
+    def serve_tls(self) -> None:
+        """The same for the TLS port; returns at once where there is none."""
+        if self._tls_server is not None:
+            self._tls_server.serve_forever(poll_interval=0.1)
+
     def close(self, seconds: float) -> int:
         """Stop accepting, and let the associations that run end within `seconds`; how many did not."""
-        BaseServer.shutdown(self._server)
-        # Not the server's own: that one waits for the threads of connections for ever.
-        self._server.socket.close()
+        for server in self._servers():
+            BaseServer.shutdown(server)
+            # Not the server's own: that one waits for the threads of connections for ever.
+            server.socket.close()
         deadline = time.monotonic() + seconds
-        while (running := len(self._server.active_associations)) and time.monotonic() < deadline:
+        while (running := len(self._active())) and time.monotonic() < deadline:
             time.sleep(0.05)
         return running
+
+    def _servers(self) -> "list[_Server]":
+        return [server for server in (self._server, self._tls_server) if server is not None]
+
+    def _active(self) -> list[Any]:
+        return [assoc for server in self._servers() for assoc in server.active_associations]
 
     def _on_request(self, event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
         """An A-ASSOCIATE-RQ is here: refuse it unless a trust calls us by our name."""
         assoc = event.assoc
         request = assoc.requestor.primitive
-        self._metrics.set("hub_receiver_associations_open", len(self._server.active_associations))
+        self._metrics.set("hub_receiver_associations_open", len(self._active()))
         calling, called, address = str(request.calling_ae_title), str(request.called_ae_title), str(assoc.requestor.address)
         trust = self._trusts.by_caller(calling, address)
         if trust is None:
             self._reject(assoc, UNKNOWN_CALLER, "unknown-caller", calling_ae=calling, address=address)
+        elif (fault := transport_fault(trust, assoc.dul.socket.socket)) is not None:
+            self._reject(assoc, UNKNOWN_CALLER, fault, trust=trust.name, calling_ae=calling, address=address)
         elif called.strip() != self._called_ae:
             self._reject(assoc, UNKNOWN_CALLED, "unknown-called-ae", trust=trust.name, called_ae=called)
         else:
@@ -130,7 +165,7 @@ class StorageProvider(Generic[Call]):
         self._count_open(but=event.assoc)
 
     def _count_open(self, *, but: object = None) -> None:
-        self._metrics.set("hub_receiver_associations_open", sum(assoc is not but for assoc in self._server.active_associations))
+        self._metrics.set("hub_receiver_associations_open", sum(assoc is not but for assoc in self._active()))
 
     def _reject(self, assoc: Any, reason: tuple[int, int, int], code: str, **seen: str) -> None:  # noqa: ANN401 - pynetdicom has no types
         assoc.acse.send_reject(*reason)
@@ -197,8 +232,10 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom ha
         *,
         spool: Callable[[], Spool],
         shared: bool,
+        tls: TlsDoor | None,
     ) -> None:
         self.spool = spool
+        self._tls = tls
         self._shared = shared
         super().__init__(ae, address, ae.ae_title, contexts, evt_handlers=handlers, request_handler=_Handler)
 
@@ -212,6 +249,12 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom ha
         # Without it a response waits for the sender's delayed acknowledgement: about 45 ms an instance.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection, address
+
+    def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
+        # In the thread of the connection: a caller that is slow to shake hands keeps nobody waiting.
+        inside = request if self._tls is None else self._tls.enter(request, str(client_address[0]))
+        if inside is not None:
+            super().finish_request(inside, client_address)
 
     def verify_request(self, _request: object, _address: object) -> bool:
         # Above the bound of associations a caller gets a proper rejection; far above it, connections that say nothing are hung up on.
@@ -230,7 +273,7 @@ class _Handler(RequestHandler):  # type: ignore[misc]  # pynetdicom has no types
         return assoc
 
 
-def _listen(settings: ReceiverSettings, handlers: list[Any], spool: Callable[[], Spool]) -> _Server:
+def _application_entity(settings: ReceiverSettings) -> Any:  # noqa: ANN401 - pynetdicom has no types
     ae = AE(ae_title=settings.receiver_ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -239,14 +282,7 @@ def _listen(settings: ReceiverSettings, handlers: list[Any], spool: Callable[[],
     ae.acse_timeout = _ACSE_SECONDS
     ae.dimse_timeout = settings.receiver_idle_seconds
     ae.network_timeout = settings.receiver_idle_seconds
-    return _Server(
-        ae,
-        (settings.receiver_host, settings.receiver_port),
-        supported_contexts(),
-        handlers,
-        spool=spool,
-        shared=is_worker(),
-    )
+    return ae
 
 
 _registered = threading.Lock()

@@ -1,9 +1,10 @@
 """What the receiver is told from outside."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
 from hub_runtime.settings import ServiceSettings
-from pydantic import Field
+from pydantic import Field, model_validator
 
 
 class ReceiverSettings(ServiceSettings):
@@ -15,6 +16,14 @@ class ReceiverSettings(ServiceSettings):
     """0: any free port, which the log names; not with several workers."""
     receiver_ae_title: Annotated[str, Field(pattern=r"^[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?$")] = "REGIONALHUB"
     """What senders must call it."""
+    receiver_tls_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """A second port, for DICOM over TLS; 0: any free port, which the log names. Not set: no TLS."""
+    receiver_tls_certificate_file: Path | None = None
+    """PEM: this receiver's certificate and the chain above it. Read anew when it changes, as are the next two."""
+    receiver_tls_key_file: Path | None = None
+    """PEM: its key, without a password."""
+    receiver_tls_ca_file: Path | None = None
+    """PEM: the CAs that issue the trusts' certificates; the system's are not trusted."""
     receiver_associations: Annotated[int, Field(ge=1, le=500)] = 50
     """At once, per worker; the next one is asked to come again (A-ASSOCIATE-RJ 2/3/2)."""
     receiver_idle_seconds: Annotated[float, Field(gt=0)] = 60
@@ -23,3 +32,12 @@ class ReceiverSettings(ServiceSettings):
     """An instance up to this size waits in memory, a larger one in a file that nobody else sees."""
     receiver_maximum_bytes: Annotated[int, Field(ge=1, le=5 * 2**30)] = 4 * 2**30
     """A larger instance is refused: the store takes no more than 5 GiB in one conditional PUT."""
+
+    @model_validator(mode="after")
+    def _tls_whole(self) -> Self:
+        files = (self.receiver_tls_certificate_file, self.receiver_tls_key_file, self.receiver_tls_ca_file)
+        if self.receiver_tls_port is not None and None in files:
+            raise ValueError(
+                "HUB_RECEIVER_TLS_PORT needs HUB_RECEIVER_TLS_CERTIFICATE_FILE, HUB_RECEIVER_TLS_KEY_FILE and HUB_RECEIVER_TLS_CA_FILE"
+            )
+        return self
