@@ -105,6 +105,7 @@ def flags(groups: list[str]) -> list[str]:
 def run(command: list[str]) -> None:
     """Run a command of the set-up; end with its own words when it fails."""
     environment = os.environ | {"UV_PYTHON_DOWNLOADS": "never", "UV_PROJECT_ENVIRONMENT": str(ENVIRONMENT)}
+    environment.setdefault("UV_SYSTEM_CERTS", "true")  # a hospital's network has a certificate authority of its own
     environment.pop("VIRTUAL_ENV", None)
     if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
         print(

@@ -68,6 +68,9 @@ def provide(jars: Iterable[Jar], cache: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     missing = [jar for jar in jars if not (folder / jar.file_name).exists()]
     if missing:
+        import truststore  # noqa: PLC0415 - only needed to fetch
+
+        truststore.inject_into_ssl()  # the machine's certificate authorities count too: a hospital's network has one of its own
         repositories = remote_repositories()
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda jar: fetch(jar, folder, repositories), missing))
@@ -90,7 +93,7 @@ def remote_repositories() -> list[str]:
 
 def fetch(jar: Jar, folder: Path, repositories: list[str]) -> None:
     """Fetch one jar into the folder; a reader sees it whole or not at all."""
-    import requests  # noqa: PLC0415 - jgo's own client, with its proxies and certificates; only needed to fetch
+    import requests  # noqa: PLC0415 - jgo's own client, with its proxies; only needed to fetch
     from jgo.util import http  # noqa: PLC0415
 
     problems = []
