@@ -14,7 +14,7 @@ from hub_deidentification.profile import load_profile
 from hub_deidentification.service import handle, load_parts
 from hub_deidentification.settings import DeidentificationSettings
 from hub_deidentification.study import _Budget
-from hub_dicom import Trusts
+from hub_dicom import Trusts, variants_key
 from hub_dicom.synthetic import nhs_test_number
 from hub_objectstore import MemoryObjectStore, StoreUnavailable
 from hub_runtime.errors import GiveUp, StopProcess
@@ -22,7 +22,8 @@ from hub_runtime.keyring import KeyRing
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from support.deidentified import TRUSTS, Zone, ct, encoded, pseudonyms
+from pydicom.uid import ImplicitVRLittleEndian
+from support.deidentified import STUDY, TRUSTS, Zone, ct, encoded, pseudonyms
 
 NHS = nhs_test_number(4711)
 
@@ -127,11 +128,37 @@ def test_nothing_to_release_is_said_too() -> None:
     assert answer.quarantined.scope == "study"
 
 
-def test_a_variant_is_recorded() -> None:
+def test_a_variant_that_says_something_else_is_a_conflict_and_a_copy_is_not() -> None:
     zone = Zone()
-    answer = zone.run(zone.receive("southmere", images(1), variants=images(1, PatientName="OTHER^NAME")))
+    files = images(1)
+    answer = zone.run(zone.receive("southmere", files, variants=images(1, PatientName="OTHER^NAME")))
     assert (answer.deidentified.instances, answer.deidentified.held_back) == (1, 0)
-    assert answer.reasons == {"variant": 1}
+    assert answer.reasons == {"variant-conflict": 1}
+    assert answer.quarantined is not None
+    report = zone.store.get("identifiable", answer.quarantined.report.key)
+    (entry,) = json.loads(report)["instances"]
+    assert (entry["because"], entry["differs"]) == ("elements", ["(0010,0010)"])
+    assert b"OTHER" not in report
+
+    copies = [
+        *images(1, PatientID="COERCED1", AccessionNumber="A2"),
+        encoded(ct(SOPInstanceUID="1.2.3.1", InstanceNumber="1"), ImplicitVRLittleEndian),
+    ]
+    answer = zone.run(zone.receive("southmere", files, revision=2, variants=copies))
+    assert (answer.deidentified.instances, answer.quarantined) == (1, None)
+    record = zone.store.get("identifiable", variants_key("southmere", STUDY, 2))
+    assert [entry["verdict"] for entry in json.loads(record)["variants"]] == ["coerced", "recoded"]
+    assert b"COERCED1" not in record
+
+
+def test_the_same_study_from_two_trusts_is_two_sources_and_no_conflict() -> None:
+    zone = Zone()
+    files = images(2)
+    answers = [zone.run(zone.receive(trust, files)) for trust in ("southmere", "eastvale")]
+    assert [answer.quarantined for answer in answers] == [None, None]
+    assert len({answer.deidentified.research_study_uid for answer in answers}) == 1
+    assert len({answer.deidentified.source for answer in answers}) == 2
+    assert [answer.deidentified.instances for answer in answers] == [2, 2]
 
 
 def test_two_patients_in_one_study_hold_all_of_it_back() -> None:

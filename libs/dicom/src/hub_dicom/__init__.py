@@ -10,6 +10,7 @@ from hub_dicom.keys import (
     quarantine_key,
     study_prefix,
     trust_prefix,
+    variants_key,
 )
 from hub_dicom.manifest import ManifestInstance, MetadataReference, ResearchInstance, ResearchManifest, StudyManifest, revision_digest
 from hub_dicom.modality import modality_folder
@@ -45,4 +46,5 @@ __all__ = [
     "revision_digest",
     "study_prefix",
     "trust_prefix",
+    "variants_key",
 ]

@@ -88,6 +88,11 @@ def manifest_prefix(trust: str, study_instance_uid: str) -> str:
     return f"manifests/{study_prefix(trust, study_instance_uid)}"
 
 
+def variants_key(trust: str, study_instance_uid: str, revision: int) -> str:
+    """The key of the record of what the variants of a study's revision are; beside its manifest, whose number it bears."""
+    return manifest_key(trust, study_instance_uid, revision).removesuffix(".json") + "-variants.json"
+
+
 def quarantine_key(trust: str, study_instance_uid: str, revision: int, stage: str) -> str:
     """The key of the report of what a stage held back of a revision."""
     if revision < 1 or not _STAGE.fullmatch(stage):

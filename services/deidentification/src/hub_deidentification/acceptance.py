@@ -25,7 +25,7 @@ REASONS: Final[dict[str, str]] = {
     "pixel-data-length": "Pixel data that is longer or shorter than rows, columns, frames and bits say, or no sequence of fragments.",
     "no-patient-id": "No Patient ID and no valid national number: there is no subject to file it under.",
     "conflicting-patients": "Instances of one study, or numbers in one instance, that name different patients: the whole study is held back.",
-    "variant": "Other content under the UID of an instance that was received before: the first one is used.",
+    "variant-conflict": "Other pixels or elements under the UID of an instance that was received before: the first one is used.",
 }
 """Every reason code of this stage, for people."""
 

@@ -98,19 +98,19 @@ class Instance:
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
 
 
-def file_meta_of(file: bytes) -> FileMeta:
-    """The file meta information.
+def file_meta_of(file: bytes | memoryview) -> FileMeta:
+    """The file meta information; of a mapped file it must stand in the first megabyte.
 
     Raises:
         Unparseable: there is none that can be used.
     """
     try:
-        return read_file_meta(file)
+        return read_file_meta(file if isinstance(file, bytes) else bytes(file[: 2**20]))
     except (NotPart10, struct.error) as error:
         raise Unparseable(f"file meta information: {error}") from None
 
 
-def read_instance(file: bytes) -> Instance:
+def read_instance(file: bytes | memoryview) -> Instance:
     """Read a Part 10 file. A deflated data set is inflated, and is explicit VR little endian from here on.
 
     Raises:

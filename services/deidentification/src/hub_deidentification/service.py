@@ -53,6 +53,7 @@ def handle(
         revision=manifest.revision,
         instances=len(result.manifest.instances),
         count=sum(result.held_back.values()),
+        variants=sum(result.variants.values()),
         reason=",".join(sorted(result.held_back)),
     )
     return announcements(received, manifest, result)

@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import io
 import json
+import mmap
+import tempfile
 import threading
 import zlib
 from collections import Counter, deque
@@ -16,7 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from hub_dicom import ManifestInstance, MetadataReference, ResearchInstance, ResearchManifest, StudyManifest, Trust, quarantine_key
+from hub_dicom import (
+    ManifestInstance,
+    MetadataReference,
+    ResearchInstance,
+    ResearchManifest,
+    StudyManifest,
+    Trust,
+    quarantine_key,
+    variants_key,
+)
 from hub_objectstore import ObjectMissing, ObjectStore
 from hub_runtime.errors import GiveUp
 
@@ -26,10 +37,12 @@ from hub_deidentification.dicom_json import metadata_line
 from hub_deidentification.encoding import Instance, Unparseable, read_instance
 from hub_deidentification.identity import ConflictingPatients, Identity, NoPatientId, Pseudonyms, identity_of, one_person
 from hub_deidentification.profile import Profile
+from hub_deidentification.sameness import Comparison, Verdict, compare
 
 IDENTIFIABLE: Final = "identifiable"
 RESEARCH: Final = "research"
 STAGE: Final = "deidentification"
+CONFLICT: Final = "variant-conflict"
 
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
@@ -65,9 +78,11 @@ class Result:
     manifest: ResearchManifest
     manifest_object: Stored
     held_back: Counter[str]
-    """Instances by reason, variants included."""
+    """Instances by reason, conflicting variants included."""
     instances_held_back: int
     """Without variants."""
+    variants: Counter[str]
+    """Further contents of the instances, by verdict."""
     report_object: Stored | None
 
 
@@ -102,7 +117,9 @@ class Deidentification:
         subject, outcomes = self._of_one_person(outcomes, manifest, trust, prefix)
         released = [outcome for outcome in outcomes if outcome.instance is not None]
         held_back = [outcome for outcome in outcomes if outcome.instance is None]
-        held_back += [Outcome(entry, "variant") for entry in manifest.variants]
+        variants = self._variants(manifest)
+        conflicts = {entry.key: verdict for entry, verdict in variants if verdict.verdict is Verdict.CONFLICT}
+        held_back += [Outcome(entry, CONFLICT) for entry, _ in variants if entry.key in conflicts]
         stored, research = self._manifest(
             ResearchManifest(
                 research_study_uid=research_study,
@@ -122,7 +139,8 @@ class Deidentification:
             manifest_object=stored,
             held_back=Counter(outcome.reason or "" for outcome in held_back),
             instances_held_back=len(outcomes) - len(released),
-            report_object=self._report(manifest, held_back) if held_back else None,
+            variants=Counter(str(found.verdict) for _, found in variants),
+            report_object=self._report(manifest, held_back, conflicts) if held_back else None,
         )
 
     def _of_one_person(
@@ -168,6 +186,59 @@ class Deidentification:
             line = zlib.compress(metadata_line(result.instance), 1)
             return Outcome(entry, None, identity, subject, self._store_instance(entry, result, prefix, subject), line)
 
+    def _variants(self, manifest: StudyManifest) -> list[tuple[ManifestInstance, Comparison]]:
+        """What each variant is beside the instance that is used; recorded beside the manifest, because a copy is no alarm."""
+        if not manifest.variants:
+            return []
+        chosen = {entry.sop_instance_uid: entry for entry in manifest.instances}
+
+        def verdict(entry: ManifestInstance) -> Comparison:
+            with self._mapped(chosen[entry.sop_instance_uid]) as first, self._mapped(entry) as second:
+                return compare(first, second)
+
+        found = list(zip(manifest.variants, (verdict(entry) for entry in manifest.variants), strict=True))
+        content = {
+            "trust": manifest.trust,
+            "study_instance_uid": manifest.study_instance_uid,
+            "revision": manifest.revision,
+            "variants": [
+                {
+                    "key": entry.key,
+                    "of": chosen[entry.sop_instance_uid].key,
+                    "verdict": comparison.verdict,
+                    "because": comparison.because,
+                    "differs": comparison.differs,
+                }
+                for entry, comparison in found
+            ],
+        }
+        body = json.dumps(content, indent=1).encode()
+        key = variants_key(manifest.trust, manifest.study_instance_uid, manifest.revision)
+        self._store.put(IDENTIFIABLE, key, body, sha256=hashlib.sha256(body).hexdigest(), content_type="application/json")
+        return found
+
+    @contextmanager
+    def _mapped(self, entry: ManifestInstance) -> Iterator[memoryview]:
+        """The object as memory that the kernel takes back when it needs it: a file that nobody else sees, mapped.
+
+        Raises:
+            GiveUp: it is missing, or not what the manifest says.
+        """
+        digest = hashlib.sha256()
+        with tempfile.TemporaryFile() as file:
+            try:
+                with self._store.open(IDENTIFIABLE, entry.key) as source:
+                    while block := source.read(2**20):
+                        digest.update(block)
+                        file.write(block)
+            except ObjectMissing:
+                raise GiveUp("instance-missing", "an object that the manifest names is not in the store") from None
+            if digest.hexdigest() != entry.sha256:
+                raise GiveUp("instance-digest", "an object is not what the manifest says")
+            file.flush()
+            # An empty file cannot be mapped. The map goes with its last view: decoders may hold one.
+            yield memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if entry.size else memoryview(b"")
+
     def _load(self, entry: ManifestInstance) -> bytes:
         try:
             file = self._store.get(IDENTIFIABLE, entry.key)
@@ -211,7 +282,7 @@ class Deidentification:
             body = self._store.get(bucket, key)
         return Stored(bucket, key, hashlib.sha256(body).hexdigest(), len(body))
 
-    def _report(self, manifest: StudyManifest, held_back: list[Outcome]) -> Stored:
+    def _report(self, manifest: StudyManifest, held_back: list[Outcome], conflicts: dict[str, Comparison]) -> Stored:
         content = {
             "trust": manifest.trust,
             "study_instance_uid": manifest.study_instance_uid,
@@ -226,6 +297,11 @@ class Deidentification:
                     "sop_instance_uid": outcome.entry.sop_instance_uid,
                     "key": outcome.entry.key,
                     "sha256": outcome.entry.sha256,
+                    **(
+                        {"because": conflict.because, "differs": conflict.differs}
+                        if (conflict := conflicts.get(outcome.entry.key)) is not None
+                        else {}
+                    ),
                 }
                 for outcome in held_back
             ],
