@@ -100,7 +100,10 @@ class Assembler:
         self._app = _faust_app(settings)
         raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
         source = self._app.topic(INSTANCES, partitions=TOPICS[INSTANCES].partitions, **raw)
-        changelog = self._app.topic(CHANGELOG, partitions=TOPICS[CHANGELOG].partitions, compacting=True, **raw)
+        # As faust makes a table's topic for itself: nobody acknowledges its records, and one without a value takes the row away.
+        changelog = self._app.topic(
+            CHANGELOG, partitions=TOPICS[CHANGELOG].partitions, compacting=True, acks=False, internal=True, allow_empty=True, **raw
+        )
         self._table = self._app.Table(
             "studies", key_type=bytes, value_type=bytes, partitions=TOPICS[CHANGELOG].partitions, changelog_topic=changelog
         )
@@ -111,9 +114,9 @@ class Assembler:
         """Serve until `stop`, then finish the record at hand, commit and leave.
 
         Raises:
-            AssemblerFailed: faust gave up, or something beside the stream failed; the process must end with no more commits.
+            AssemblerFailed: faust gave up, something beside the stream failed, or the end took longer than `drain_seconds`; the
+                process must end with no more commits.
         """
-        self._health.unready("assignment", _UNASSIGNED)
         if not await self._wait_for_topics(stop):
             return
         await self._app.start()
@@ -124,7 +127,11 @@ class Assembler:
         self._health.unready("assignment", "the process is stopping")
         for task in beside:
             task.cancel()
-        await self._app.stop()
+        # Bounded: with the broker away faust would wait for it for ever. What is not committed then is read again.
+        try:
+            await asyncio.wait_for(self._app.stop(), self._settings.drain_seconds)
+        except TimeoutError:
+            raise AssemblerFailed(f"not drained within {self._settings.drain_seconds:g} s") from None
 
     async def handle(self, event: Event[BaseModel], *, moment: int, partition: int) -> None:
         """One record: an instance moves its study's row; a tick that finds the study quiet says so and takes the row away."""
@@ -303,6 +310,7 @@ def end_process(error: BaseException, message: Message) -> NoReturn:
 
 def serve(service: Service[AssemblerSettings]) -> None:
     """One replica, until the service is told to stop."""
+    service.health.unready("assignment", _UNASSIGNED)
 
     async def run() -> None:
         settings = service.settings
@@ -363,7 +371,9 @@ def _faust_app(settings: AssemblerSettings) -> Any:  # noqa: ANN401 -- faust shi
         topic_allow_declare=False,
         topic_disable_leader=True,
         topic_partitions=TOPICS[INSTANCES].partitions,
+        # The table is small (the studies that are open now) and its changelog compacted: reading it at the start takes a second or two.
         store="memory://",
+        table_standby_replicas=0,
         datadir=folder,
         web_enabled=False,
     )
