@@ -18,18 +18,20 @@ import httpx
 import psycopg
 import pytest
 import uvicorn
-from hub_indexing.api import load_tokens, make_app
+from hub_indexing.api import TOKENS_FILE, make_app
 from hub_indexing.database import migrate, open_pool
 from hub_indexing.service import handle
 from hub_objectstore import MemoryObjectStore
 from hub_runtime import StopProcess
+from hub_runtime.web import load_tokens
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 from support.research import CT, Databases, Image, element, fresh_database, put_revision
 
 TOKEN = "token-of-a-test"
-TOKENS = {"viewer": hashlib.sha256(TOKEN.encode()).hexdigest()}
+DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
+TOKENS = {DIGEST: "viewer"}
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -357,7 +359,7 @@ def test_the_media_type_is_negotiated(client: httpx.Client, accept: str, status:
 
 
 @pytest.mark.parametrize("path", ["/", "/dicom-web/studies", "/docs", "/openapi.json", "/nowhere", "/livez"])
-@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKENS['viewer']}"])
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", f"Basic {TOKEN}", TOKEN, f"Bearer {DIGEST}"])
 def test_without_a_token_every_path_answers_401_and_why(client: httpx.Client, path: str, header: str | None) -> None:
     response = client.get(path, headers={"Authorization": header} if header is not None else {"Authorization": ""})
     assert response.status_code == 401
@@ -366,7 +368,7 @@ def test_without_a_token_every_path_answers_401_and_why(client: httpx.Client, pa
 
 
 def test_without_a_tokens_file_nobody_gets_in(databases: Databases) -> None:
-    with open_pool(databases.url("indexing"), read_only=True) as pool, served(make_app(pool, load_tokens(None))) as client:
+    with open_pool(databases.url("indexing"), read_only=True) as pool, served(make_app(pool, load_tokens(None, TOKENS_FILE))) as client:
         response = client.get("/dicom-web/studies")
     assert response.status_code == 401
     assert "HUB_QIDO_TOKENS_FILE" in response.text
@@ -376,7 +378,7 @@ def test_without_a_tokens_file_nobody_gets_in(databases: Databases) -> None:
 def test_a_tokens_file_that_is_none_stops_the_process(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokens.json").write_text(text)
     with pytest.raises(StopProcess, match="HUB_QIDO_TOKENS_FILE"):
-        load_tokens(tmp_path / "tokens.json")
+        load_tokens(tmp_path / "tokens.json", TOKENS_FILE)
 
 
 def test_other_methods_and_paths_are_refused(client: httpx.Client) -> None:
@@ -397,7 +399,7 @@ def test_a_database_that_is_away_is_503() -> None:
 
 def test_the_process_answers_on_loopback_and_stops_on_sigterm(databases: Databases, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
-    tokens.write_text(json.dumps(TOKENS))
+    tokens.write_text(json.dumps({"viewer": DIGEST}))
     environment = os.environ | {
         "HUB_DATABASE_URL": databases.url("indexing"),
         "HUB_QIDO_PORT": "0",

@@ -50,6 +50,11 @@ class Trust(_Strict):
     """The issuer of its local patient numbers."""
     national_number: NationalNumber | None = None
 
+    def calls_from(self, address: str) -> bool:
+        """Whether `address` is one that this trust's calls come from."""
+        place = _place(address)
+        return place is not None and any(place in network for network in self.addresses)
+
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, name: str) -> str:
@@ -122,21 +127,23 @@ class Trusts(_Strict):
 
     def by_caller(self, ae_title: str, address: str) -> Trust | None:
         """The trust that calls itself `ae_title` (spaces around it mean nothing, PS3.8 9.3.2) from `address`, or None."""
-        try:
-            place: IPv4Address | IPv6Address = ip_address(address.split("%", 1)[0])
-        except ValueError:
-            return None
-        if isinstance(place, IPv6Address) and place.ipv4_mapped is not None:
-            place = place.ipv4_mapped
         title = ae_title.strip(" ")
         for trust in self.trusts:
-            if title in trust.ae_titles and any(place in network for network in trust.addresses):
+            if title in trust.ae_titles and trust.calls_from(address):
                 return trust
         return None
 
     def by_name(self, name: str) -> Trust | None:
         """The trust of this name, or None."""
         return next((trust for trust in self.trusts if trust.name == name), None)
+
+
+def _place(address: str) -> IPv4Address | IPv6Address | None:
+    try:
+        place: IPv4Address | IPv6Address = ip_address(address.split("%", 1)[0])
+    except ValueError:
+        return None
+    return place.ipv4_mapped or place if isinstance(place, IPv6Address) else place
 
 
 def _overlap(one: Network, other: Network) -> bool:

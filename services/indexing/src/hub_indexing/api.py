@@ -3,87 +3,33 @@
 It refuses by default: without a bearer token that the tokens file knows, every path answers 401 and says why.
 """
 
-import hashlib
-import hmac
 import json
-import os
 import re
-import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import psycopg
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from hub_dicom.matching import MalformedCondition
-from hub_runtime import Service, StopProcess, logger, run_service
+from hub_runtime import Service, logger, run_service
+from hub_runtime.web import App, BearerTokens, listen, load_tokens, web_server
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hub_indexing import qido
 from hub_indexing.database import open_pool
 from hub_indexing.settings import ApiSettings
 
 MEDIA_TYPE: Final = "application/dicom+json"
+TOKENS_FILE: Final = "HUB_QIDO_TOKENS_FILE"
 _JSON: Final = "application/json"
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
-_TOKEN_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 log = logger()
 
 
-def load_tokens(path: Path | None) -> dict[str, str]:
-    """Who holds which token, by its SHA-256; nobody where there is no file.
-
-    Raises:
-        StopProcess: the file cannot be read or is not `{"<who>": "<SHA-256 of the token>"}`.
-    """
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StopProcess(f"HUB_QIDO_TOKENS_FILE cannot be read ({type(error).__name__})") from None
-    if not isinstance(content, dict) or not all(isinstance(digest, str) and _TOKEN_DIGEST.fullmatch(digest) for digest in content.values()):
-        raise StopProcess('HUB_QIDO_TOKENS_FILE must hold {"<who>": "<SHA-256 of the bearer token in hexadecimal>"}')
-    return {str(who): digest for who, digest in content.items()}
-
-
-class BearerTokens:
-    """Lets through who has a token (RFC 6750), before anything else looks at the request."""
-
-    def __init__(self, app: ASGIApp, tokens: Mapping[str, str]) -> None:
-        self._app = app
-        self._digests = list(tokens.values())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return
-        if self._knows(dict(scope["headers"]).get(b"authorization", b"")):
-            await self._app(scope, receive, send)
-            return
-        why = (
-            "This service answers only with a bearer token (Authorization: Bearer ...) that its tokens file knows.\n"
-            if self._digests
-            else "This service has no tokens file (HUB_QIDO_TOKENS_FILE) and answers nobody.\n"
-        )
-        await Response(why, 401, {"WWW-Authenticate": 'Bearer realm="dicom-web"'}, "text/plain; charset=utf-8")(scope, receive, send)
-
-    def _knows(self, header: bytes) -> bool:
-        scheme, _, token = header.partition(b" ")
-        digest = hashlib.sha256(token.strip()).hexdigest()
-        # Every digest is compared, and each in constant time: the time of an answer says nothing of the tokens.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
-
-
-def make_app(pool: ConnectionPool[Connection[TupleRow]], tokens: Mapping[str, str], *, most_results: int = 5000) -> ASGIApp:
+def make_app(pool: ConnectionPool[Connection[TupleRow]], tokens: Mapping[str, str], *, most_results: int = 5000) -> App:
     """The web application: searches of PS3.18 10.6 below /dicom-web, for those who have a token."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -115,7 +61,7 @@ def make_app(pool: ConnectionPool[Connection[TupleRow]], tokens: Mapping[str, st
     def instances_of_series(request: Request, study: str, series: str) -> Response:
         return answer(request, "instances", study, series)
 
-    return BearerTokens(app, tokens)
+    return BearerTokens(app, tokens, TOKENS_FILE)
 
 
 def _answer(
@@ -171,16 +117,15 @@ def _text(status: int, text: str, headers: dict[str, str] | None = None) -> Resp
 def serve(service: Service[ApiSettings]) -> None:
     """Answer until the process is told to stop."""
     settings = service.settings
-    tokens = load_tokens(settings.qido_tokens_file)
+    tokens = load_tokens(settings.qido_tokens_file, TOKENS_FILE)
     if not tokens:
         log.warning("no bearer tokens are set; every search is refused", reason="no-tokens")
     with (
         open_pool(settings.database_url.get_secret_value(), size=8, read_only=True) as pool,
-        _listen(settings.qido_host, settings.qido_port) as listener,
+        listen(settings.qido_host, settings.qido_port) as listener,
     ):
         app = make_app(pool, tokens, most_results=settings.qido_most_results)
-        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
+        server = web_server(app)
         log.info("answering searches", host=settings.qido_host, port=listener.getsockname()[1])
         web = service.start_thread("web", lambda: server.run([listener]))
         watch = service.start_thread("database-watch", lambda: _watch(service, pool))
@@ -190,12 +135,6 @@ def serve(service: Service[ApiSettings]) -> None:
             server.should_exit = True
             web.join(10)
             watch.join(10)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Several workers share the port; a single process wants to hear that it is taken.
-    return socket.create_server((host, port), family=family, backlog=256, reuse_port="HUB_WORKER" in os.environ)
 
 
 def _watch(service: Service[ApiSettings], pool: ConnectionPool[Any]) -> None:
