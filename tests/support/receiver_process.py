@@ -48,10 +48,12 @@ trusts:
 class ReceiverProcess:
     """One `hub-receiver`, its log and its port."""
 
+    module = "hub_ingest.receiver"
+
     def __init__(self, environment: dict[str, str], *arguments: str) -> None:
         self.lines: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hub_ingest.receiver", *arguments],
+            [sys.executable, "-m", self.module, *arguments],
             env=os.environ | environment,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

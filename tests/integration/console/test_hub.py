@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from hub_dicom.synthetic import SyntheticPatient, nhs_test_number, synthetic_series
@@ -38,15 +39,21 @@ def test_endpoints_say_where_everything_is(hub: Hub) -> None:
     assert endpoints["supervisor"]["pid"] == hub.process.pid
     assert alive(endpoints["supervisor"]["supervisord_pid"])
     services = endpoints["services"]
-    assert set(services) == {"receiver", "assembler", "closer", "deidentification", "indexing", "indexing-api", "export"}
+    assert set(services) == {"receiver", "stow", "assembler", "closer", "deidentification", "indexing", "indexing-api", "export"}
     assert all(alive(entry["pid"]) and Path(entry["log"]).exists() for entry in (*services.values(), *endpoints["parts"].values()))
     with socket.create_connection((endpoints["receiver"]["host"], endpoints["receiver"]["port"]), timeout=5):
         pass
     assert endpoints["receiver"]["ae_title"] == "REGIONALHUB"
     assert endpoints["qido"]["url"].startswith("http://127.0.0.1:")
+    assert set(endpoints["stow"]["token_files"]) == {"northgate", "southmoor", "eastvale"}
     assert endpoints["s3"]["buckets"] == ["identifiable", "research", "datasets-training", "datasets-validation"]
     assert [trust["name"] for trust in endpoints["trusts"]] == ["northgate", "southmoor", "eastvale"]
-    for path in (endpoints["credentials_file"], endpoints["qido"]["token_file"], *endpoints["keys_files"].values()):
+    for path in (
+        endpoints["credentials_file"],
+        endpoints["qido"]["token_file"],
+        *endpoints["stow"]["token_files"].values(),
+        *endpoints["keys_files"].values(),
+    ):
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600, path
 
 
@@ -58,6 +65,7 @@ def test_each_service_has_its_own_credentials_and_only_its_own_keys(hub: Hub) ->
     assert [name for name, environment in environments.items() if "HUB_SPLIT_KEYS_FILE" in environment] == ["export"]
     assert {name for name, environment in environments.items() if "HUB_TRUSTS_FILE" in environment} == {
         "receiver",
+        "stow",
         "assembler",
         "closer",
         "deidentification",
@@ -151,6 +159,21 @@ def test_stopping_leaves_nothing_and_the_same_folder_starts_again_with_its_data(
     # Six whole studies, and the one good file beside a bad one.
     wait_for(lambda: hub.json("status")["trusts"]["northgate"]["indexed"]["done"] == 7, 60, "what was indexed before is not there any more")
     assert [version["dataset"] for version in hub.json("export", "list")] == ["first"]
+
+
+def test_stow_takes_each_trusts_own_token(hub: Hub) -> None:
+    stow = hub.endpoints["stow"]
+    (instance,) = synthetic_series(SyntheticPatient("Made^Stow", nhs_test_number(90), "NHS"), study=f"{STUDY} stow", instances=1)
+    body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + instance.content + b"\r\n--b--\r\n"
+    for trust, file in stow["token_files"].items():
+        headers = {
+            "Authorization": f"Bearer {Path(file).read_text().strip()}",
+            "Content-Type": 'multipart/related; type="application/dicom"; boundary=b',
+        }
+        response = httpx.post(f"{stow['url']}/studies/{instance.study_instance_uid}", content=body, headers=headers, timeout=30)
+        assert response.status_code == 200, trust
+    assert httpx.post(f"{stow['url']}/studies", content=body).status_code == 401
+    wait_for(lambda: hub.json("status")["trusts"]["eastvale"]["indexed"]["done"] == 1, 60, "what came by STOW-RS was not indexed")
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

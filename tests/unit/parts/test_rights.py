@@ -61,6 +61,7 @@ def test_a_consumer_of_the_training_set_has_no_right_to_the_validation_set() -> 
 def test_only_ingest_and_deidentification_write_or_read_the_identifiable_zone() -> None:
     assert {name for name, rights in S3_RIGHTS.items() if "r" in rights.get("identifiable", "")} == {
         "receiver",
+        "stow",
         "closer",
         "deidentification",
         "console",
@@ -68,6 +69,7 @@ def test_only_ingest_and_deidentification_write_or_read_the_identifiable_zone() 
     }
     assert {name for name, rights in S3_RIGHTS.items() if "w" in rights.get("identifiable", "")} == {
         "receiver",
+        "stow",
         "assembler",
         "closer",
         "deidentification",

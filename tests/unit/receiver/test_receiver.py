@@ -8,6 +8,7 @@ from hub_dicom import Trust, parse_instance_key, read_file_meta
 from hub_dicom.synthetic import SyntheticInstance, SyntheticPatient, synthetic_series
 from hub_events import Event
 from hub_events.types import InstanceReceived
+from hub_ingest.accepted import STORAGE_SOP_CLASSES
 from hub_ingest.arrival import Answer, Arrival, Spool
 from hub_ingest.intake import Call
 from hub_ingest.receiver import METRICS, Receiver
@@ -167,6 +168,7 @@ def test_every_class_is_offered_once_with_the_lossless_syntaxes_first() -> None:
     contexts = supported_contexts()
     classes = [str(context.abstract_syntax) for context in contexts]
     assert len(set(classes)) == len(classes) > 180
+    assert set(classes) - {"1.2.840.10008.1.1"} == STORAGE_SOP_CLASSES, "STOW-RS takes the same"
     (ct,) = (context for context in contexts if context.abstract_syntax == CT)
     syntaxes = [str(syntax) for syntax in ct.transfer_syntax]
     assert syntaxes[0] == EXPLICIT

@@ -14,7 +14,7 @@ TOPICS: dict[str, Topic] = {
         partitions=12,
         cleanup_policy="delete",
         retention_ms=604800000,
-        made_by=("ingest.assembler", "ingest.closer", "ingest.receiver"),
+        made_by=("ingest.assembler", "ingest.closer", "ingest.receiver", "ingest.stow"),
         read_by=("ingest.assembler",),
         broker_settings={"message.timestamp.type": "LogAppendTime"},
     ),

@@ -13,12 +13,13 @@ BUCKETS = ("identifiable", "research", "datasets-training", "datasets-validation
 DATASETS = ("datasets-training", "datasets-validation")
 
 ADMIN = "admin"
-SERVICES = ("receiver", "assembler", "closer", "deidentification", "indexing", "export", "console")
+SERVICES = ("receiver", "stow", "assembler", "closer", "deidentification", "indexing", "export", "console")
 CONSUMERS = ("training-consumer", "validation-consumer")
 IDENTITIES = (*SERVICES, *CONSUMERS, ADMIN)
 
 REGISTRY_NAMES = {
     "ingest.receiver": "receiver",
+    "ingest.stow": "stow",
     "ingest.assembler": "assembler",
     "ingest.closer": "closer",
     "deidentification": "deidentification",
@@ -30,6 +31,7 @@ REGISTRY_NAMES = {
 
 S3_RIGHTS: Mapping[str, Mapping[str, str]] = {
     "receiver": {"identifiable": "rw"},
+    "stow": {"identifiable": "rw"},
     "assembler": {"identifiable": "w"},
     "closer": {"identifiable": "rwl"},
     "deidentification": {"identifiable": "rwl", "research": "rwl"},

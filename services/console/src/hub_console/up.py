@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
@@ -60,7 +60,7 @@ deidentification.json: whoever has it can tell which pseudonym is whose. split.j
 In production they come from a secret store, by HUB_DEIDENTIFICATION_KEYS_FILE and HUB_SPLIT_KEYS_FILE, and never lie beside the data.
 Delete them only together with all data: every pseudonym stands on them.
 """
-_TRUST_READERS = frozenset({"receiver", "assembler", "closer", "deidentification"})
+_TRUST_READERS = frozenset({"receiver", "stow", "assembler", "closer", "deidentification"})
 _READY_SECONDS = 180
 
 
@@ -76,6 +76,7 @@ class Service:
 
 SERVICES = (
     Service("receiver", "hub-receiver", "receiver"),
+    Service("stow", "hub-stow", "stow"),
     Service("assembler", "hub-assembler", "assembler"),
     Service("closer", "hub-closer", "closer"),
     Service("deidentification", "hub-deidentification", "deidentification"),
@@ -156,8 +157,9 @@ class Up:
         keys = make_keys(folder, os.environ)
         trusts_file = trusts_path(folder, os.environ)
         trusts = Trusts.load(trusts_file)
-        tokens, token_file = make_token(folder)
-        wanted = {"receiver": _port("HUB_RECEIVER_PORT"), "qido": _port("HUB_QIDO_PORT")}
+        tokens, token_files = make_tokens(folder, "qido", ["local"])
+        stow_tokens, stow_token_files = make_tokens(folder, "stow", [trust.name for trust in trusts.trusts])
+        wanted = {"receiver": _port("HUB_RECEIVER_PORT"), "stow": _port("HUB_STOW_PORT"), "qido": _port("HUB_QIDO_PORT")}
         ports = choose_ports(folder / "run" / "ports.json", wanted)
         health = {service.name: _run_of_ports(workers if service.workers else 1) for service in SERVICES}
         extra: dict[str, dict[str, str]] = {
@@ -166,6 +168,7 @@ class Up:
                 "HUB_RECEIVER_PORT": str(ports["receiver"]),
                 "HUB_RECEIVER_AE_TITLE": os.environ.get("HUB_RECEIVER_AE_TITLE", AE_TITLE),
             },
+            "stow": {"HUB_STOW_HOST": HOST, "HUB_STOW_PORT": str(ports["stow"]), "HUB_STOW_TOKENS_FILE": str(stow_tokens)},
             "deidentification": keys["deidentification"],
             "export": keys["split"],
             "indexing-api": {"HUB_QIDO_HOST": HOST, "HUB_QIDO_PORT": str(ports["qido"]), "HUB_QIDO_TOKENS_FILE": str(tokens)},
@@ -207,7 +210,18 @@ class Up:
             "durability": parts.settings.durability,
             "supervisor": {"pid": os.getpid(), "supervisord_pid": parts.supervisor.daemon_pid},
             "receiver": {"host": HOST, "port": ports["receiver"], "ae_title": extra["receiver"]["HUB_RECEIVER_AE_TITLE"]},
-            "qido": {"host": HOST, "port": ports["qido"], "url": f"http://{HOST}:{ports['qido']}/dicom-web", "token_file": str(token_file)},
+            "stow": {
+                "host": HOST,
+                "port": ports["stow"],
+                "url": f"http://{HOST}:{ports['stow']}/dicom-web",
+                "token_files": {trust: str(path) for trust, path in stow_token_files.items()},
+            },
+            "qido": {
+                "host": HOST,
+                "port": ports["qido"],
+                "url": f"http://{HOST}:{ports['qido']}/dicom-web",
+                "token_file": str(token_files["local"]),
+            },
             "kafka": {"bootstrap_servers": parts.kafka_bootstrap_servers},
             "s3": {"endpoint": parts.s3_endpoint, "store": store, "buckets": list(BUCKETS)},
             "database": {"host": database.hostname, "port": database.port, "name": database.path.lstrip("/")},
@@ -276,17 +290,21 @@ def trusts_path(folder: Path, environment: Mapping[str, str]) -> Path:
     return path
 
 
-def make_token(folder: Path) -> tuple[Path, Path]:
-    """A bearer token for QIDO-RS, kept over restarts: the file of digests for the service, and the token for its owner."""
-    tokens, token_file = folder / "keys" / "qido-tokens.json", folder / "keys" / "qido.token"
-    tokens.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not token_file.exists():
-        with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-    digest = hashlib.sha256(token_file.read_text(encoding="utf-8").strip().encode()).hexdigest()
-    tokens.write_text(json.dumps({"local": digest}), encoding="utf-8")
+def make_tokens(folder: Path, service: str, owners: Sequence[str]) -> tuple[Path, dict[str, Path]]:
+    """A bearer token for each owner, kept over restarts: the file of digests for the service, and the token's file for each of them."""
+    keys = folder / "keys"
+    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = {owner: keys / (f"{service}.token" if owner == "local" else f"{service}-{owner}.token") for owner in owners}
+    digests = {}
+    for owner, file in files.items():
+        if not file.exists():
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
+                new.write(secrets.token_urlsafe(32) + "\n")
+        digests[owner] = hashlib.sha256(file.read_text(encoding="utf-8").strip().encode()).hexdigest()
+    tokens = keys / f"{service}-tokens.json"
+    tokens.write_text(json.dumps(digests), encoding="utf-8")
     tokens.chmod(0o600)
-    return tokens, token_file
+    return tokens, files
 
 
 def ready(port: int) -> bool:

@@ -22,13 +22,13 @@ from hub_ingest.arrival import Arrival
 
 BUCKET: Final = "identifiable"
 TOPIC: Final = "identifiable.instance.received"
-SOURCE: Final = "ingest.receiver"
 
 # PS3.4 table B.2-1 and PS3.7 C. What each means to the sender stands in the service's README.
 SUCCESS: Final = 0x0000
 PROCESSING_FAILURE: Final = 0x0110
 OUT_OF_RESOURCES: Final = 0xA700
 OTHER_SOP_CLASS: Final = 0xA900
+OTHER_STUDY: Final = 0xA901  # one of A9xx; only STOW-RS names a study
 CANNOT_UNDERSTAND: Final = 0xC000
 
 _BLOCK_BYTES: Final = 2**20
@@ -89,22 +89,30 @@ class Taken:
 class Intake:
     """Takes instances, the same way from wherever they come. Safe from many threads."""
 
-    def __init__(self, store: ObjectStore, producer: Producer, *, origin: Literal["c-store", "stow-rs"]) -> None:
-        """`origin` is said in the events."""
+    def __init__(self, store: ObjectStore, producer: Producer, *, source: str, origin: Literal["c-store", "stow-rs"]) -> None:
+        """`source`, a service's name in the registry, and `origin` are said in the events."""
         self._store = store
         self._producer = producer
-        self._origin = origin
+        self._source = source
+        self._origin: Literal["c-store", "stow-rs"] = origin
 
-    def take(self, call: Call, arrival: Arrival) -> Taken:
+    def take(self, call: Call, arrival: Arrival, *, only_study: str | None = None) -> Taken:
         """Read, store, announce: in this order, so that an event never names an object that is not there.
 
         Returning promises that the object is durable and its event acknowledged. Blocks until store and broker have answered,
         at most about 20 s; an upload of gigabytes takes as long as the store needs for it.
 
+        Args:
+            call: whose instance it is.
+            arrival: the instance.
+            only_study: instances of other studies are refused.
+
         Raises:
             Refusal: the instance is answered with a failure.
         """
         header, study_instance_uid, series_instance_uid, sop_instance_uid = _identify(arrival)
+        if only_study is not None and study_instance_uid != only_study:
+            raise Refusal(OTHER_STUDY, "other-study", "Study Instance UID is not that of the request")
         meta = file_meta(arrival.sop_class_uid, sop_instance_uid, arrival.transfer_syntax_uid)
         sha256, size = arrival.sha256 or _digest(meta, arrival.data_set), len(meta) + arrival.size
         key = instance_key(call.trust.name, study_instance_uid, series_instance_uid, sop_instance_uid, sha256)
@@ -129,7 +137,7 @@ class Intake:
                 object=ObjectReference(bucket=BUCKET, key=key, sha256=sha256, size=size),
                 origin=self._origin,
             ),
-            source=SOURCE,
+            source=self._source,
             traceparent=call.traceparent(study_instance_uid),
         )
         try:

@@ -17,11 +17,13 @@ from hub_runtime.service import Service, run_service
 from hub_runtime.settings import open_store
 
 from hub_ingest.arrival import Answer, Arrival
-from hub_ingest.intake import PROCESSING_FAILURE, SOURCE, SUCCESS, Call, Intake, Producer, Refusal, watch_parts
+from hub_ingest.intake import PROCESSING_FAILURE, SUCCESS, Call, Intake, Producer, Refusal, watch_parts
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.receiver_tls import METRICS as TLS_METRICS
 from hub_ingest.receiver_tls import TlsDoor, TlsFiles, UnusableCertificates
 from hub_ingest.settings import ReceiverSettings
+
+SOURCE: Final = "ingest.receiver"
 
 METRICS: Final = (
     Metric(
@@ -46,7 +48,7 @@ class Receiver:
     """Takes instances. Safe from many threads: each association has its own."""
 
     def __init__(self, store: ObjectStore, producer: Producer, metrics: Metrics) -> None:
-        self._intake = Intake(store, producer, origin="c-store")
+        self._intake = Intake(store, producer, source=SOURCE, origin="c-store")
         self._metrics = metrics
 
     def take(self, call: Call, arrival: Arrival) -> Answer:
