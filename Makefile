@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The tests wait more than they compute: three folders of them at a time, the longest first.
 PARALLEL := --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup schemas lock format lint test test-unit test-integration test-e2e test-minio test-chaos
+.PHONY: help setup schemas lock format lint test test-unit test-integration test-e2e test-peers test-minio test-chaos
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
@@ -29,13 +29,16 @@ lint: setup ## Lint, formatting, types, lock and generated files
 	$(BIN)/python tools/check_schemas.py
 
 test: lint ## Everything: lint, types, unit, contract, integration, e2e, on the real parts
-	$(BIN)/pytest $(PARALLEL) tests/e2e tests/integration tests/unit tests/contract
+	$(BIN)/pytest $(PARALLEL) -m "not peers" tests/e2e tests/integration tests/unit tests/contract
+
+test-peers: setup ## Tests with programs of others: apt-get install dcmtk orthanc orthanc-dicomweb
+	$(BIN)/pytest -m peers tests
 
 test-unit: setup ## Tests without I/O, and the contracts
 	$(BIN)/pytest tests/unit tests/contract
 
 test-integration: setup ## Tests on real Kafka, S3 and PostgreSQL
-	$(BIN)/pytest $(PARALLEL) tests/integration
+	$(BIN)/pytest $(PARALLEL) -m "not peers" tests/integration
 
 test-e2e: setup ## The whole hub as a user has it
 	$(BIN)/pytest tests/e2e

@@ -85,6 +85,7 @@ def convert(content: bytes, command: list[str], folder: Path) -> bytes:
     return (before if command[0] == "dcmodify" else after).read_bytes()
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_what_a_router_s_conversion_makes(name: str, tmp_path: Path) -> None:
     command, verdict = CONVERSIONS[name]
@@ -96,18 +97,21 @@ def test_what_a_router_s_conversion_makes(name: str, tmp_path: Path) -> None:
     assert compare(converted, content).verdict is verdict
 
 
+@pytest.mark.peers
 def test_a_conversion_and_a_coercion_together_are_coerced(tmp_path: Path) -> None:
     content = convert(encoded(image()), ["dcmodify", "-nb", "-m", "PatientID=COERCED"], tmp_path)
     found = compare(encoded(image()), convert(content, ["dcmcjpls", "+el"], tmp_path))
     assert found == Comparison(Verdict.COERCED, ("(0010,0020)",))
 
 
+@pytest.mark.peers
 def test_back_from_jpeg_ls_is_still_the_same_image(tmp_path: Path) -> None:
     content = encoded(image())
     packed = convert(content, ["dcmcjpls", "+el"], tmp_path)
     assert compare(packed, convert(packed, ["dcmdjpls", "+ti"], tmp_path)).verdict is Verdict.RECODED
 
 
+@pytest.mark.peers
 def test_a_conflict_says_where_and_why_and_no_value(tmp_path: Path) -> None:
     content = encoded(image())
     lossy = compare(content, convert(content, ["dcmcjpls", "+en", "+md", "9", "+un"], tmp_path))
@@ -120,6 +124,7 @@ def test_a_conflict_says_where_and_why_and_no_value(tmp_path: Path) -> None:
     assert request.differs == ("(0040,0275)[0].(0040,1001)",)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("command", [["dcmcjpls", "+el"], ["dcmcrle"], ["dcmconv", "+tb"]])
 def test_one_pixel_is_enough_for_a_conflict(command: list[str], tmp_path: Path) -> None:
     changed = image()
@@ -128,6 +133,7 @@ def test_one_pixel_is_enough_for_a_conflict(command: list[str], tmp_path: Path) 
     assert found == Comparison(Verdict.CONFLICT, ("(7FE0,0010)",), "pixels")
 
 
+@pytest.mark.peers
 def test_signed_pixels_and_colours_and_many_frames_are_the_same_in_every_lossless_encoding(tmp_path: Path) -> None:
     signed = image(PixelRepresentation=1, BitsStored=12)
     colour = image(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, BitsAllocated=8, BitsStored=8, HighBit=7)
@@ -187,6 +193,7 @@ def test_what_cannot_be_read_or_decoded_is_a_conflict_that_says_so() -> None:
     assert compare(encoded(packed, JPEGLSLossless), b"X" * 128 + encoded(packed, JPEGLSLossless)[128:]).verdict is Verdict.SAME
 
 
+@pytest.mark.peers
 def test_a_codestream_that_claims_another_size_is_not_decoded(tmp_path: Path) -> None:
     packed = convert(encoded(image()), ["dcmcjpls", "+el"], tmp_path)
     place = packed.index(b"\xff\xf7")
@@ -213,6 +220,7 @@ def test_the_list_of_coerced_identifiers_names_what_it_says() -> None:
     assert {keyword_dict[keyword]: keyword for keyword in COERCED.values()} == COERCED
 
 
+@pytest.mark.peers
 def test_frames_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     frames = image(NumberOfFrames=8)
     frames.PixelData = b"".join(bytes([number]) + frames.PixelData[1:] for number in range(8))

@@ -78,6 +78,7 @@ def test_a_trust_with_its_certificate_is_served(door: Door, admin_store: S3Objec
     assert len(list(admin_store.list("identifiable", f"easton/{synthetic_uid(study)}/"))) == 3
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("profile", ["--profile-bcp195-nd", "--profile-bcp195-ex"])
 def test_dcmtk_sends_over_tls(door: Door, admin_store: S3ObjectStore, tmp_path: Path, profile: str) -> None:
     assert STORESCU, "DCMTK's storescu is not there: apt-get install dcmtk"

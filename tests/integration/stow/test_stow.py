@@ -265,6 +265,7 @@ def orthanc(folder: Path, stow_url: str) -> Iterator[httpx.Client]:
         process.wait(30)
 
 
+@pytest.mark.peers
 def test_orthanc_sends_a_study(stow: StowProcess, admin_store: S3ObjectStore, tmp_path: Path) -> None:
     stow.wait_until(stow.ready, seconds=40)
     with orthanc(tmp_path, stow.url) as router:
