@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import pytest
 from confluent_kafka.admin import AdminClient
-from hub_dicom.keys import manifest_key, manifest_prefix
-from hub_dicom.manifest import StudyManifest
+from hub_dicom.keys import manifest_prefix
 from hub_events import Event
 from hub_events.types import StudyQuiet, StudyReceived
 from hub_ingest.assembler import CHANGELOG
 from hub_ingest.closer_revisions import BUCKET, close_study
 from hub_runtime import create_topics
 from support.ingest import QUIET, RECEIVED, Ingest, ingest, wait_for
+from support.large_study import large_study_passes, manifest_of, revisions
 from support.parts import S3
 
 
@@ -22,14 +22,6 @@ from support.parts import S3
 def broker(kafka: str) -> str:
     create_topics({"bootstrap.servers": kafka})
     return kafka
-
-
-def revisions(hub: Ingest, study: str) -> list[StudyReceived]:
-    return cast("list[StudyReceived]", hub.said(RECEIVED, study))
-
-
-def manifest_of(s3: S3, hub: Ingest, study: str, revision: int) -> StudyManifest:
-    return StudyManifest.model_validate_json(s3.store().get(BUCKET, manifest_key(hub.trust, study, revision)))
 
 
 def manifests(s3: S3, hub: Ingest, study: str) -> list[str]:
@@ -144,29 +136,5 @@ def test_a_store_that_is_away_stops_neither_the_sweep_nor_the_consumer(broker: s
         assert closer.stop() == 0
 
 
-@pytest.mark.parametrize("instances", [2000])
-def test_a_large_study_passes(broker: str, s3: S3, tmp_path: Path, instances: int) -> None:
-    passes(broker, s3, tmp_path, instances)
-
-
-def passes(broker: str, s3: S3, folder: Path, instances: int) -> None:
-    """Put a study of so many instances, close it, and see what it cost."""
-    with ingest(broker, s3, folder) as hub:
-        assembler, closer = hub.start("assembler").wait_ready(), hub.start("closer").wait_ready()
-        study = hub.study()
-        data = hub.put(study, range(instances))
-        started = time.monotonic()
-        hub.announce(data)
-        wait_for("its revision", lambda: any(said.instances == instances for said in revisions(hub, study)), 240)
-        seconds = time.monotonic() - started
-        said = revisions(hub, study)
-        assert len({item.digest for item in said}) == len({item.revision for item in said})
-        manifest = manifest_of(s3, hub, study, said[-1].revision)
-        assert len(manifest.instances) == instances
-        memory = {
-            name: process.metric("process_resident_memory_bytes") / 2**20
-            for name, process in (("assembler", assembler), ("closer", closer))
-        }
-        assert memory["assembler"] < 250, memory
-        assert memory["closer"] < 400, memory
-        print(f"{instances} instances: {seconds:.1f} s to the revision, resident {memory}")
+def test_a_large_study_passes(broker: str, s3: S3, tmp_path: Path) -> None:
+    large_study_passes(broker, s3, tmp_path, 2000)

@@ -147,6 +147,12 @@ def test_a_service_that_is_killed_runs_again_and_endpoints_tell_its_new_process(
     assert alive(after)
 
 
+def indexed(hub: Hub) -> int:
+    """Studies of Northgate that the index has, by `hub status`."""
+    trusts = hub.json("status")["trusts"]
+    return int(trusts["northgate"]["indexed"]["done"]) if "northgate" in trusts else 0
+
+
 def test_stopping_leaves_nothing_and_the_same_folder_starts_again_with_its_data(hub: Hub) -> None:
     keys = {path: Path(path).read_bytes() for path in hub.endpoints["keys_files"].values()}
     hub.stop()
@@ -157,7 +163,7 @@ def test_stopping_leaves_nothing_and_the_same_folder_starts_again_with_its_data(
     hub.start()
     assert {path: Path(path).read_bytes() for path in hub.endpoints["keys_files"].values()} == keys
     # Six whole studies, and the one good file beside a bad one.
-    wait_for(lambda: hub.json("status")["trusts"]["northgate"]["indexed"]["done"] == 7, 60, "what was indexed before is not there any more")
+    wait_for(lambda: indexed(hub) == 7, 90, lambda: f"what was indexed before is not there any more: {hub.json('status')}")
     assert [version["dataset"] for version in hub.json("export", "list")] == ["first"]
 
 
