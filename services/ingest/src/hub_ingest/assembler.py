@@ -33,6 +33,7 @@ from pydantic import BaseModel
 
 from hub_ingest.assembler_rows import INSTANCES, SERVICE, Row, Ticks, is_quiet, quiet_event, row_key, take_in, tick_event
 from hub_ingest.assembler_settings import AssemblerSettings
+from hub_ingest.assembler_transport import PatientTransport
 
 GROUP = SERVICE
 CHANGELOG = "identifiable.ingest.assembler-studies-changelog"
@@ -353,7 +354,7 @@ def _faust_app(settings: AssemblerSettings) -> Any:  # noqa: ANN401 -- faust shi
     folder.mkdir(parents=True, exist_ok=True)
     password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
     credentials = faust.SASLCredentials(username=settings.kafka_username, password=password, mechanism=SASLMechanism.PLAIN)
-    return faust.App(
+    app = faust.App(
         GROUP,
         broker=[f"kafka://{server.strip()}" for server in settings.kafka_bootstrap_servers.split(",")],
         broker_credentials=credentials if settings.kafka_username else None,
@@ -377,6 +378,8 @@ def _faust_app(settings: AssemblerSettings) -> Any:  # noqa: ANN401 -- faust shi
         datadir=folder,
         web_enabled=False,
     )
+    app.transport = PatientTransport(app.conf.broker_consumer, app)
+    return app
 
 
 def _admin_config(settings: AssemblerSettings) -> dict[str, Any]:
