@@ -155,6 +155,7 @@ def indexed(hub: Hub) -> int:
 
 def test_stopping_leaves_nothing_and_the_same_folder_starts_again_with_its_data(hub: Hub) -> None:
     keys = {path: Path(path).read_bytes() for path in hub.endpoints["keys_files"].values()}
+    before, datasets = indexed(hub), hub.json("export", "list")
     hub.stop()
     assert not (hub.folder / "endpoints.json").exists()
     gone = hub.command("status")
@@ -162,9 +163,8 @@ def test_stopping_leaves_nothing_and_the_same_folder_starts_again_with_its_data(
     assert "no hub runs over" in gone.stderr
     hub.start()
     assert {path: Path(path).read_bytes() for path in hub.endpoints["keys_files"].values()} == keys
-    # Six whole studies, and the one good file beside a bad one.
-    wait_for(lambda: indexed(hub) == 7, 90, lambda: f"what was indexed before is not there any more: {hub.json('status')}")
-    assert [version["dataset"] for version in hub.json("export", "list")] == ["first"]
+    wait_for(lambda: indexed(hub) >= before, 90, lambda: f"what was indexed before is not there any more: {hub.json('status')}")
+    assert hub.json("export", "list") == datasets
 
 
 def test_stow_takes_each_trusts_own_token(hub: Hub) -> None:
