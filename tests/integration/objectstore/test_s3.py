@@ -143,7 +143,7 @@ def test_a_stopped_store_is_away_and_serves_again_when_it_goes_on() -> None:
             start = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 store.put(BUCKET, "large", Pattern(40 * 2**20))  # type: ignore[arg-type]  # read() is all that is asked of it
-            assert time.monotonic() - start < 4
+            assert time.monotonic() - start < 10
         finally:
             parts.supervisor.signal(program, signal.SIGCONT)
         assert store.get(BUCKET, "secret-key") == b"x"

@@ -126,7 +126,7 @@ def test_no_broker_is_said_so_in_time() -> None:
     began = time.monotonic()
     with EventProducer(settings, delivery_timeout_ms=1500) as producer, pytest.raises(BrokerUnavailable) as error:
         producer.produce(_quiet(1))
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
     assert error.value.reason == "broker-unavailable"
     with pytest.raises(BrokerUnavailable):
         create_topics(kafka_config(settings), timeout_seconds=1)

@@ -111,7 +111,7 @@ def test_a_part_that_hangs_is_503_in_time_and_over_when_it_goes_on(
         stow.wait_until(lambda: not stow.ready())
         start = time.monotonic()
         second = stow.post(body)
-        assert time.monotonic() - start < 2, "who is unready says so at once"
+        assert time.monotonic() - start < 5, "who is unready says so at once"
     finally:
         parts.supervisor.signal(program, signal.SIGCONT)
     assert [first.status_code, second.status_code] == [503, 503]
