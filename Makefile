@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The tests wait more than they compute: two folders of them at a time, the longest first.
-PARALLEL := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PARALLEL := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup schemas lock format lint test test-unit test-integration test-e2e test-peers test-minio test-chaos
 help: ## What can be made

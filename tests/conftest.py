@@ -2,8 +2,11 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 
 def pytest_configure() -> None:
@@ -12,9 +15,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one folder together when several run at a time: they share a broker, a store or a hub."""
-    for item in items:
-        folder = item.path.parent.relative_to(Path(__file__).parent)
-        item.add_marker(pytest.mark.xdist_group("e2e kills" if item.path.stem == "test_kills" else str(folder)))
+class ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist is not typed
+    """The tests of one folder run in one process, in their order: they share a broker, a store or a hub.
+
+    By marks (`--dist loadgroup`) it does not work: pytest-xdist 3.8 writes the group into a field that pytest 9.2 does not read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return "e2e kills" if file.stem == "test_kills" else str(file.parent)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Any:
+    """Take `ByFolder` for `--dist loadscope`."""
+    return ByFolder(config, log) if config.getoption("dist") == "loadscope" else None
