@@ -36,6 +36,9 @@ METRICS: Final = (
     Metric("hub_receiver_refusals_total", "counter", "Instances answered with a failure.", ("trust", "status", "reason")),
     Metric("hub_receiver_associations_total", "counter", "Associations accepted.", ("trust",)),
     Metric("hub_receiver_associations_refused_total", "counter", "Associations rejected.", ("reason",)),
+    Metric(
+        "hub_receiver_associations_ended_total", "counter", "Accepted associations that ended; reason: released, or why not.", ("reason",)
+    ),
     Metric("hub_receiver_associations_open", "gauge", "Associations open now."),
     Metric("hub_receiver_seconds", "histogram", "From a data set's last byte to its answer.", ("status",)),
     *TLS_METRICS,

@@ -1,44 +1,45 @@
 """The DICOM side of the receiver: who may associate, what is negotiated, and each C-STORE as it came off the network, not decoded.
 
-pynetdicom does the protocol (PS3.7, PS3.8). What it does not offer is added here: trust by title and address, data sets that spill
-into a file, TCP_NODELAY, one listening port for several processes.
+pynetdicom negotiates the association (PS3.8 7.1, 9.2). What follows is a `Conversation` on the same socket: pynetdicom would poll for
+it, read 4 KiB at a time and decode. What pynetdicom does not offer is added here: trust by title and address, bounds of associations,
+TCP_NODELAY, one listening port for several processes.
 """
 
-import io
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import BaseServer
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar
 
-from hub_dicom import Trust, Trusts
+from hub_dicom import Trust, Trusts, file_meta
 from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from hub_dicom.storage import RETIRED_STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES
 from hub_runtime import logger
 from hub_runtime.metrics import Metrics
 from hub_runtime.workers import is_worker
-from pydicom.dataset import Dataset
 from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, evt, register_uid
-from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.pdu import A_ASSOCIATE_AC
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from hub_ingest.arrival import Answer, Arrival, Spool
+from hub_ingest.arrival import Answer, Arrival, MemoryBudget, Spool
+from hub_ingest.conversation import Context, Conversation, Message, Outgoing
+from hub_ingest.dimse import AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID, Command
 from hub_ingest.receiver_tls import TlsDoor, transport_fault
 from hub_ingest.settings import ReceiverSettings
 
 # PS3.8 table 9-21: result, source, reason of an A-ASSOCIATE-RJ.
 UNKNOWN_CALLER: Final = (1, 1, 3)
 UNKNOWN_CALLED: Final = (1, 1, 7)
+LOCAL_LIMIT_EXCEEDED: Final = (2, 3, 2)
 _NOT_AUTHORISED: Final = 0x0124  # PS3.7 C.4.14
 _PDU_BYTES: Final = 131_072
 _ACSE_SECONDS: Final = 15
-_ERROR_COMMENT: Final = 64  # PS3.7 C.4.2, VR LO
+_REQUEST_BYTES: Final = 2**20  # of an A-ASSOCIATE-RQ; 128 contexts with every transfer syntax have a quarter of it
 
 log = logger()
 
@@ -59,6 +60,7 @@ class StorageProvider(Generic[Call]):
         metrics: Metrics,
         folder: Path,
         tls: TlsDoor | None = None,
+        other: Callable[[Call, Message], Iterable[Outgoing] | None] = lambda _call, _message: None,
     ) -> None:
         """Bind.
 
@@ -70,6 +72,7 @@ class StorageProvider(Generic[Call]):
             metrics: of the receiver.
             folder: where large instances wait.
             tls: leads in who calls the TLS port; without it there is none.
+            other: answers a message that is neither C-STORE nor C-ECHO, as `Handler.other` does; not known here by default.
 
         Raises:
             OSError: the port is taken or the folder cannot be made.
@@ -79,14 +82,19 @@ class StorageProvider(Generic[Call]):
         self._take = take
         self._metrics = metrics
         self._called_ae = settings.receiver_ae_title.strip()
+        self._other = other
+        self._settings = settings
         self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
+        self._names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._admission = threading.Lock()
+        self._folder = folder
+        self._budget = MemoryBudget(settings.receiver_all_memory_bytes)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # pynetdicom's own log handlers decode and print identifiers at debug level: none of them is bound.
         _config.LOG_HANDLER_LEVEL = "none"
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_request),
-            (evt.EVT_C_STORE, self._on_store),
-            (evt.EVT_C_ECHO, _on_echo),
+            (evt.EVT_PDU_SENT, _on_pdu_sent),
             (evt.EVT_CONN_CLOSE, self._on_close),
         ]
         ae = _application_entity(settings)
@@ -97,7 +105,7 @@ class StorageProvider(Generic[Call]):
                 (settings.receiver_host, port),
                 supported_contexts(),
                 handlers,
-                spool=lambda: Spool(folder, settings.receiver_memory_bytes, settings.receiver_maximum_bytes),
+                converse=self._converse,
                 shared=is_worker(),
                 tls=tls,
             )
@@ -156,9 +164,20 @@ class StorageProvider(Generic[Call]):
             self._reject(assoc, UNKNOWN_CALLER, fault, trust=trust.name, calling_ae=calling, address=address)
         elif called.strip() != self._called_ae:
             self._reject(assoc, UNKNOWN_CALLED, "unknown-called-ae", trust=trust.name, called_ae=called)
+        elif not self._has_room(assoc, trust):
+            self._reject(assoc, LOCAL_LIMIT_EXCEEDED, "trust-limit", trust=trust.name)
         else:
             self._calls[assoc] = self._admit(trust)
             self._metrics.count("hub_receiver_associations_total", trust=trust.name)
+
+    def _has_room(self, assoc: Any, trust: Trust) -> bool:  # noqa: ANN401 - pynetdicom has no types
+        """Take a place among the trust's associations. Counted from those that live: none is lost to a thread that died."""
+        with self._admission:
+            theirs = sum(self._names.get(one) == trust.name for one in self._active())
+            if theirs >= self._settings.receiver_associations_per_trust:
+                return False
+            self._names[assoc] = trust.name
+            return True
 
     def _on_close(self, event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
         self._calls.pop(event.assoc, None)
@@ -173,41 +192,92 @@ class StorageProvider(Generic[Call]):
         self._metrics.count("hub_receiver_associations_refused_total", reason=code)
         log.warning("association refused", reason=code, **seen)
 
-    def _on_store(self, event: Any) -> int | Dataset:  # noqa: ANN401 - pynetdicom has no types
-        call = self._calls.get(event.assoc)
-        spool = cast("Spool | None", event.request.DataSet)
+    def _converse(self, assoc: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
+        """The association is accepted: from here on the socket is ours, until its end."""
+        # It read nothing after it sent the A-ASSOCIATE-AC (see `_on_pdu_sent`).
+        assoc.dul.join()
+        connection = assoc.dul.socket.socket if assoc.dul.socket is not None else None
+        if connection is None:
+            return
+        call = self._calls.get(assoc)
+        conversation = Conversation(
+            connection,
+            {cx.context_id: Context(cx.context_id, str(cx.abstract_syntax), str(cx.transfer_syntax[0])) for cx in assoc.accepted_contexts},
+            _Taking(self, call),
+            maximum_pdu=_PDU_BYTES,
+            peer_maximum_pdu=int(assoc.requestor.maximum_length or 0),
+            idle_seconds=self._settings.receiver_idle_seconds,
+        )
+        end = "unexpected-error"
+        try:
+            end = conversation.run()
+        finally:
+            assoc.is_established = False
+            self._calls.pop(assoc, None)
+            self._names.pop(assoc, None)
+            self._metrics.count("hub_receiver_associations_ended_total", reason=end)
+            self._count_open(but=assoc)
+
+    def spool(self, start: bytes | None) -> Spool:
+        """A place for a data set."""
+        settings = self._settings
+        return Spool(
+            self._folder,
+            settings.receiver_memory_bytes,
+            settings.receiver_maximum_bytes,
+            start=start,
+            budget=self._budget,
+            keep_free_bytes=settings.receiver_free_bytes,
+        )
+
+    def store(self, call: Call | None, context: Context, command: Command, spool: Spool) -> Answer:
+        """Answer a C-STORE whose data set is whole."""
         if call is None:
             # Cannot be: it was refused above. If it can, nothing gets in.
-            return _response(Answer(_NOT_AUTHORISED, "The caller is not known"))
+            return Answer(_NOT_AUTHORISED, "The caller is not known")
+        arrival = Arrival(
+            sop_class_uid=command.text(AFFECTED_SOP_CLASS_UID),
+            sop_instance_uid=command.text(AFFECTED_SOP_INSTANCE_UID),
+            transfer_syntax_uid=context.transfer_syntax,
+            data_set=spool.stream,
+            size=spool.size,
+            too_large=spool.too_large,
+            fault=spool.fault,
+            sha256=spool.sha256,
+        )
+        return self._take(call, arrival)
+
+    def other(self, call: Call | None, message: Message) -> Iterable[Outgoing] | None:
+        """Answer any other message."""
+        return None if call is None else self._other(call, message)
+
+
+class _Taking(Generic[Call]):
+    """What one association's messages are for: a `Handler`."""
+
+    def __init__(self, provider: StorageProvider[Call], call: Call | None) -> None:
+        self._provider = provider
+        self._call = call
+
+    def open(self, context: Context, command: Command) -> Spool:
         try:
-            arrival = Arrival(
-                sop_class_uid=str(event.request.AffectedSOPClassUID),
-                sop_instance_uid=str(event.request.AffectedSOPInstanceUID),
-                transfer_syntax_uid=str(event.context.transfer_syntax),
-                data_set=spool.stream if spool is not None else io.BytesIO(),
-                size=spool.size if spool is not None else 0,
-                too_large=spool is not None and spool.too_large,
-                fault=spool.fault if spool is not None else None,
-            )
-            return _response(self._take(call, arrival))
-        finally:
-            if spool is not None:
-                spool.discard()
+            # The digest of the object on the way, if the request's UIDs are those of the instance: the intake refuses it otherwise.
+            start = file_meta(command.text(AFFECTED_SOP_CLASS_UID), command.text(AFFECTED_SOP_INSTANCE_UID), context.transfer_syntax)
+        except ValueError:
+            start = None
+        return self._provider.spool(start)
+
+    def store(self, context: Context, command: Command, body: Spool) -> Answer:
+        return self._provider.store(self._call, context, command, body)
+
+    def other(self, message: Message) -> Iterable[Outgoing] | None:
+        return self._provider.other(self._call, message)
 
 
-class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]  # pynetdicom has no types
-    """Gives each message a spool for its data set."""
-
-    def __init__(self, assoc: Any, spool: Callable[[], Spool]) -> None:  # noqa: ANN401 - pynetdicom has no types
-        super().__init__(assoc)
-        self._spool = spool
-
-    def receive_primitive(self, primitive: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
-        if self.message is None:
-            message = DIMSEMessage()
-            message.data_set = self._spool()
-            self.message: Any = message
-        super().receive_primitive(primitive)
+def _on_pdu_sent(event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
+    """Called in pynetdicom's own thread of the connection: after the acceptance it ends, before it could read the first P-DATA."""
+    if isinstance(event.pdu, A_ASSOCIATE_AC):
+        event.assoc.dul.kill_dul()
 
 
 class _Contexts(list[Any]):
@@ -230,11 +300,11 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom ha
         contexts: _Contexts,
         handlers: list[Any],
         *,
-        spool: Callable[[], Spool],
+        converse: Callable[[Any], None],
         shared: bool,
         tls: TlsDoor | None,
     ) -> None:
-        self.spool = spool
+        self.converse = converse
         self._tls = tls
         self._shared = shared
         super().__init__(ae, address, ae.ae_title, contexts, evt_handlers=handlers, request_handler=_Handler)
@@ -269,7 +339,17 @@ class _Handler(RequestHandler):  # type: ignore[misc]  # pynetdicom has no types
 
     def _create_association(self) -> Any:  # noqa: ANN401 - pynetdicom has no types
         assoc = super()._create_association()
-        assoc.dimse = _Dimse(assoc, self.server.spool)
+        assoc._run_reactor = lambda: self.server.converse(assoc)  # noqa: SLF001 - what it runs once the association is accepted
+        whole = assoc.dul.socket.recv
+
+        def bounded(size: int) -> Any:  # noqa: ANN401 - pynetdicom has no types
+            # pynetdicom believes any length that a PDU claims.
+            if size > _REQUEST_BYTES:
+                assoc.dul.to_user_queue.put(None)  # the association need not wait for a request any longer
+                raise OSError("an A-ASSOCIATE-RQ is not so long")
+            return whole(size)
+
+        assoc.dul.socket.recv = bounded
         return assoc
 
 
@@ -298,16 +378,3 @@ def supported_contexts() -> _Contexts:
     syntaxes = list(TRANSFER_SYNTAXES)
     contexts = [build_context(uid, syntaxes) for uid in (*sorted(current), *retired)]
     return _Contexts([build_context(Verification, syntaxes[:3]), *contexts])
-
-
-def _on_echo(_event: object) -> int:
-    return 0x0000
-
-
-def _response(answer: Answer) -> int | Dataset:
-    if not answer.comment:
-        return answer.status
-    response = Dataset()
-    response.Status = answer.status
-    response.ErrorComment = answer.comment[:_ERROR_COMMENT]
-    return response

@@ -24,12 +24,18 @@ class ReceiverSettings(ServiceSettings):
     """PEM: its key, without a password."""
     receiver_tls_ca_file: Path | None = None
     """PEM: the CAs that issue the trusts' certificates; the system's are not trusted."""
-    receiver_associations: Annotated[int, Field(ge=1, le=500)] = 50
+    receiver_associations: Annotated[int, Field(ge=1, le=500)] = 200
     """At once, per worker; the next one is asked to come again (A-ASSOCIATE-RJ 2/3/2)."""
+    receiver_associations_per_trust: Annotated[int, Field(ge=1, le=500)] = 50
+    """Of one trust, per worker; so that no trust takes every place."""
     receiver_idle_seconds: Annotated[float, Field(gt=0)] = 60
     """After so long without a message an association is aborted."""
     receiver_memory_bytes: Annotated[int, Field(ge=0)] = 8 * 2**20
     """An instance up to this size waits in memory, a larger one in a file that nobody else sees."""
+    receiver_all_memory_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
+    """All instances that wait in memory together; without room in it a file comes earlier."""
+    receiver_free_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
+    """So much of the data folder's file system stays free: where it has less, an instance that needs a file is refused (0xA700)."""
     receiver_maximum_bytes: Annotated[int, Field(ge=1, le=5 * 2**30)] = 4 * 2**30
     """A larger instance is refused: the store takes no more than 5 GiB in one conditional PUT."""
 
