@@ -63,6 +63,7 @@ def test_only_ingest_and_deidentification_write_or_read_the_identifiable_zone() 
         "receiver",
         "stow",
         "closer",
+        "commitment",
         "deidentification",
         "console",
         ADMIN,
@@ -72,6 +73,7 @@ def test_only_ingest_and_deidentification_write_or_read_the_identifiable_zone() 
         "stow",
         "assembler",
         "closer",
+        "commitment",
         "deidentification",
         ADMIN,
     }

@@ -6,7 +6,9 @@ from typing import Final
 
 from hub_dicom.uid import is_uid
 
-RESERVED: Final = frozenset({"manifests", "quarantine", "dead-letters", "attempts", "instances"})
+RESERVED: Final = frozenset(
+    {"manifests", "quarantine", "dead-letters", "attempts", "instances", "announced", "commitments", "commitments-done"}
+)
 """First levels of keys that no trust may be named."""
 
 TRUST_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,30}")

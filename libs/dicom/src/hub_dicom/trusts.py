@@ -32,6 +32,19 @@ class NationalNumber(_Strict):
     """Must equal IssuerOfPatientID, in the sequence's item for OtherPatientIDsSequence."""
 
 
+class CommitmentAddress(_Strict):
+    """Where a trust takes reports of storage commitment (N-EVENT-REPORT) when it does not wait for them."""
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?$")]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    ae_title: str
+
+    @field_validator("ae_title")
+    @classmethod
+    def _ae_title(cls, title: str) -> str:
+        return _checked_ae_title(title)
+
+
 class Trust(_Strict):
     """One sender."""
 
@@ -44,6 +57,7 @@ class Trust(_Strict):
     """Where its calls come from."""
     certificates: tuple[str, ...] = ()
     """DNS names in its client certificates (subjectAltName). With any it calls only over TLS and shows one of them; without, never over TLS."""
+    commitment: CommitmentAddress | None = None
     quiet_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300
     """After so long without an instance a study is taken to be complete."""
     assigning_authority: Annotated[str, Field(min_length=1, max_length=64)]
@@ -65,11 +79,7 @@ class Trust(_Strict):
     @field_validator("ae_titles")
     @classmethod
     def _ae_titles(cls, titles: tuple[str, ...]) -> tuple[str, ...]:
-        for title in titles:
-            # PS3.5 6.2, VR AE: 16 characters at most, no control characters, no backslash.
-            if not 1 <= len(title) <= 16 or title != title.strip() or not title.isascii() or not title.isprintable() or "\\" in title:
-                raise ValueError(f"{title!r} is no AE title: 1 to 16 printable characters without backslash, no space at either end")
-        return titles
+        return tuple(_checked_ae_title(title) for title in titles)
 
     @field_validator("certificates")
     @classmethod
@@ -144,6 +154,13 @@ def _place(address: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return place.ipv4_mapped or place if isinstance(place, IPv6Address) else place
+
+
+def _checked_ae_title(title: str) -> str:
+    # PS3.5 6.2, VR AE: 16 characters at most, no control characters, no backslash.
+    if not 1 <= len(title) <= 16 or title != title.strip() or not title.isascii() or not title.isprintable() or "\\" in title:
+        raise ValueError(f"{title!r} is no AE title: 1 to 16 printable characters without backslash, no space at either end")
+    return title
 
 
 def _overlap(one: Network, other: Network) -> bool:

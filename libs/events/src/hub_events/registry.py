@@ -15,7 +15,7 @@ TOPICS: dict[str, Topic] = {
         cleanup_policy="delete",
         retention_ms=604800000,
         made_by=("ingest.assembler", "ingest.closer", "ingest.receiver", "ingest.stow"),
-        read_by=("ingest.assembler",),
+        read_by=("ingest.assembler", "ingest.commitment"),
         broker_settings={"message.timestamp.type": "LogAppendTime"},
     ),
     "identifiable.instance.received.dlq": Topic(
@@ -26,7 +26,7 @@ TOPICS: dict[str, Topic] = {
         partitions=3,
         cleanup_policy="delete",
         retention_ms=604800000,
-        made_by=("ingest.assembler",),
+        made_by=("ingest.assembler", "ingest.commitment"),
         read_by=("console",),
     ),
     "identifiable.ingest.assembler-studies-changelog": Topic(

@@ -13,7 +13,7 @@ BUCKETS = ("identifiable", "research", "datasets-training", "datasets-validation
 DATASETS = ("datasets-training", "datasets-validation")
 
 ADMIN = "admin"
-SERVICES = ("receiver", "stow", "assembler", "closer", "deidentification", "indexing", "export", "console")
+SERVICES = ("receiver", "stow", "assembler", "closer", "commitment", "deidentification", "indexing", "export", "console")
 CONSUMERS = ("training-consumer", "validation-consumer")
 IDENTITIES = (*SERVICES, *CONSUMERS, ADMIN)
 
@@ -22,6 +22,7 @@ REGISTRY_NAMES = {
     "ingest.stow": "stow",
     "ingest.assembler": "assembler",
     "ingest.closer": "closer",
+    "ingest.commitment": "commitment",
     "deidentification": "deidentification",
     "indexing": "indexing",
     "export": "export",
@@ -30,10 +31,11 @@ REGISTRY_NAMES = {
 """A service's name in the registry of topics to its identity; the former is also its consumer group and starts its transactional ids."""
 
 S3_RIGHTS: Mapping[str, Mapping[str, str]] = {
-    "receiver": {"identifiable": "rw"},
+    "receiver": {"identifiable": "rwl"},
     "stow": {"identifiable": "rw"},
     "assembler": {"identifiable": "w"},
     "closer": {"identifiable": "rwl"},
+    "commitment": {"identifiable": "rwl"},
     "deidentification": {"identifiable": "rwl", "research": "rwl"},
     "indexing": {"research": "rwl"},
     "export": {"research": "rwl", **dict.fromkeys(DATASETS, "rwl")},

@@ -60,7 +60,7 @@ deidentification.json: whoever has it can tell which pseudonym is whose. split.j
 In production they come from a secret store, by HUB_DEIDENTIFICATION_KEYS_FILE and HUB_SPLIT_KEYS_FILE, and never lie beside the data.
 Delete them only together with all data: every pseudonym stands on them.
 """
-_TRUST_READERS = frozenset({"receiver", "stow", "assembler", "closer", "deidentification"})
+_TRUST_READERS = frozenset({"receiver", "stow", "assembler", "closer", "commitment", "deidentification"})
 _READY_SECONDS = 180
 
 
@@ -79,6 +79,7 @@ SERVICES = (
     Service("stow", "hub-stow", "stow"),
     Service("assembler", "hub-assembler", "assembler"),
     Service("closer", "hub-closer", "closer"),
+    Service("commitment", "hub-commitment", "commitment"),
     Service("deidentification", "hub-deidentification", "deidentification"),
     Service("indexing", "hub-indexing", "indexing"),
     Service("indexing-api", "hub-indexing-api", "indexing", workers=False),

@@ -16,6 +16,7 @@ from hub_runtime.producer import EventProducer
 from hub_runtime.service import Service, run_service
 from hub_runtime.settings import open_store
 
+from hub_ingest import commitment_scp
 from hub_ingest.arrival import Answer, Arrival
 from hub_ingest.intake import PROCESSING_FAILURE, SUCCESS, Call, Intake, Producer, Refusal, watch_parts
 from hub_ingest.receiver_scp import StorageProvider
@@ -42,6 +43,7 @@ METRICS: Final = (
     Metric("hub_receiver_associations_open", "gauge", "Associations open now."),
     Metric("hub_receiver_seconds", "histogram", "From a data set's last byte to its answer.", ("status",)),
     *TLS_METRICS,
+    *commitment_scp.METRICS,
 )
 
 log = logger()
@@ -96,14 +98,23 @@ def _serve(service: Service[ReceiverSettings]) -> None:
     store = open_store(settings)
     with EventProducer(settings) as producer:
         receiver = Receiver(store, producer, service.metrics)
+        commitment = commitment_scp.CommitmentProvider(store, service.metrics, wait_seconds=settings.commitment_wait_seconds)
         provider = StorageProvider(
-            settings, trusts, admit=Call, take=receiver.take, metrics=service.metrics, folder=settings.data_folder / "receiver", tls=tls
+            settings,
+            trusts,
+            admit=Call,
+            take=receiver.take,
+            metrics=service.metrics,
+            folder=settings.data_folder / "receiver",
+            tls=tls,
+            commitment=commitment,
         )
         for part in ("store", "broker"):
             service.health.unready(part, "not asked yet")
         service.start_thread("readiness", lambda: watch_parts(service, store))
         try:
             service.start_thread("accept", provider.serve)
+            service.start_thread("commitment", lambda: commitment.run(service.stop))
             if provider.tls_port is not None:
                 service.start_thread("accept-tls", provider.serve_tls)
                 log.info("listening for TLS", host=settings.receiver_host, port=provider.tls_port)

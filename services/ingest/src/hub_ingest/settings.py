@@ -24,6 +24,8 @@ class ReceiverSettings(ServiceSettings):
     """PEM: its key, without a password."""
     receiver_tls_ca_file: Path | None = None
     """PEM: the CAs that issue the trusts' certificates; the system's are not trusted."""
+    commitment_wait_seconds: Annotated[float, Field(ge=0)] = 60
+    """Storage commitment: what has not come so long after the request is missing (0112)."""
     receiver_associations: Annotated[int, Field(ge=1, le=500)] = 200
     """At once, per worker; the next one is asked to come again (A-ASSOCIATE-RJ 2/3/2)."""
     receiver_associations_per_trust: Annotated[int, Field(ge=1, le=500)] = 50
