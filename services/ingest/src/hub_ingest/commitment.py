@@ -136,7 +136,9 @@ class Reporter:
         if request is None:
             return
         age = (datetime.now(UTC) - request.requested).total_seconds()
-        result = ledger.decide(self._store, transaction, request, wait_seconds=settings.commitment_wait_seconds)
+        result = ledger.decide(
+            self._store, transaction, request, wait_seconds=settings.commitment_wait_seconds, maximum=settings.commitment_references
+        )
         if result is None:
             self._looks[transaction.trust, transaction.id] = time.monotonic() + min(10.0, max(0.5, age / 4))
             return

@@ -51,8 +51,6 @@ FAILURE_REASONS: Final = (
     RESOURCE_LIMITATION,
 )
 
-MAXIMUM_REFERENCES: Final = 20_000
-"""Of one transaction; those beyond fail with 0213."""
 HOLD_SECONDS: Final = 10.0
 """A receiver that has not renewed its hold for so long is gone."""
 LEASE_SECONDS: Final = 90.0
@@ -233,7 +231,7 @@ def transactions(store: ObjectStore) -> Iterator[Transaction]:
         )
 
 
-def decide(store: ObjectStore, transaction: Transaction, request: Request, *, wait_seconds: float) -> Result | None:
+def decide(store: ObjectStore, transaction: Transaction, request: Request, *, wait_seconds: float, maximum: int) -> Result | None:
     """The outcome of a transaction, decided once; None while something that it names has not come and may still come.
 
     Raises:
@@ -244,7 +242,7 @@ def decide(store: ObjectStore, transaction: Transaction, request: Request, *, wa
     except ObjectMissing:
         pass
     late = (datetime.now(UTC) - request.requested).total_seconds() >= wait_seconds
-    result = resolve(store, request, late=late)
+    result = resolve(store, request, late=late, maximum=maximum)
     if result is None:
         return None
     if not store.put_if_absent(BUCKET, f"{transaction.prefix}.result", _bytes(result)):
@@ -252,8 +250,10 @@ def decide(store: ObjectStore, transaction: Transaction, request: Request, *, wa
     return result
 
 
-def resolve(store: ObjectStore, request: Request, *, late: bool) -> Result | None:
+def resolve(store: ObjectStore, request: Request, *, late: bool, maximum: int) -> Result | None:
     """What is durable and announced of what a request names; None where something is missing and it is not `late` yet.
+
+    References beyond `maximum` are not looked up and fail with 0213.
 
     Raises:
         StoreUnavailable: the store is away.
@@ -262,7 +262,7 @@ def resolve(store: ObjectStore, request: Request, *, late: bool) -> Result | Non
         return Result(
             transaction_uid=request.transaction_uid, failed=tuple(_failure(one, DUPLICATE_TRANSACTION) for one in request.references)
         )
-    taken, beyond = request.references[:MAXIMUM_REFERENCES], request.references[MAXIMUM_REFERENCES:]
+    taken, beyond = request.references[:maximum], request.references[maximum:]
     with ThreadPoolExecutor(_LOOKUPS) as pool:
         reasons = list(pool.map(lambda one: _missing(store, request.trust, one), taken))
     if NO_SUCH_INSTANCE in reasons and not late:

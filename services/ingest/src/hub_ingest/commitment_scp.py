@@ -8,6 +8,7 @@ import io
 import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ _QUIET_SECONDS: Final = 0.5  # an association on which nothing goes on for so lo
 _ANSWER_SECONDS: Final = 30.0
 _RENEW_SECONDS: Final = ledger.HOLD_SECONDS / 3
 _POLL_SECONDS: Final = 0.2
+_THREADS: Final = 4
 
 log = logger()
 
@@ -103,16 +105,20 @@ class _Asked:
     asked: float = field(default_factory=time.monotonic)
     renewed: float = field(default_factory=time.monotonic)
     look: float = 0.0
+    busy: bool = False
+    claimed: bool = False
+    over: bool = False
 
 
 class CommitmentProvider:
     """Takes requests from many threads; `run` reports."""
 
-    def __init__(self, store: ObjectStore, metrics: Metrics, *, wait_seconds: float) -> None:
-        """`wait_seconds`: what has not come so long after the request is missing."""
+    def __init__(self, store: ObjectStore, metrics: Metrics, *, wait_seconds: float, maximum: int) -> None:
+        """`wait_seconds`: what has not come so long after the request is missing; `maximum`: references of one request that are looked up."""
         self._store = store
         self._metrics = metrics
         self._wait_seconds = wait_seconds
+        self._maximum = maximum
         self._asked: list[_Asked] = []
         self._lock = threading.Lock()
 
@@ -161,38 +167,57 @@ class CommitmentProvider:
 
     def run(self, stop: threading.Event) -> None:
         """Report on the associations that stay open, until `stop`; then give all that is left away."""
-        while not stop.wait(_POLL_SECONDS):
-            with self._lock:
-                asked = list(self._asked)
-            for one in asked:
-                if not self._attend(one):
-                    with self._lock:
-                        self._asked = [other for other in self._asked if other is not one]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            while not stop.wait(_POLL_SECONDS):
+                with self._lock:
+                    asked = list(self._asked)
+                for one in asked:
+                    if one.over or not one.assoc.is_established:
+                        self._forget(one)
+                    else:
+                        self._renew(one)
+                        if not one.busy and time.monotonic() >= one.look and one.assoc.dimse.seconds_quiet() >= _QUIET_SECONDS:
+                            one.busy = True
+                            pool.submit(self._attend, one)
         for one in self._asked:
             self._release(one)
 
-    def _attend(self, one: _Asked) -> bool:
-        """Whether this transaction is still ours."""
-        if not one.assoc.is_established:
+    def _forget(self, one: _Asked) -> None:
+        with self._lock:
+            self._asked = [other for other in self._asked if other is not one]
+        if not one.over and not one.busy:
             self._release(one)
-            return False
-        try:
-            if time.monotonic() - one.renewed > _RENEW_SECONDS:
+
+    def _renew(self, one: _Asked) -> None:
+        if time.monotonic() - one.renewed > _RENEW_SECONDS and not one.claimed:
+            one.renewed = time.monotonic()
+            with contextlib.suppress(StoreUnavailable):
                 ledger.hold(self._store, one.transaction)
-                one.renewed = time.monotonic()
-            if one.assoc.dimse.seconds_quiet() < _QUIET_SECONDS or time.monotonic() < one.look:
-                return True
-            result = ledger.decide(self._store, one.transaction, one.request, wait_seconds=self._wait_seconds)
+
+    def _attend(self, one: _Asked) -> None:
+        try:
+            result = ledger.decide(self._store, one.transaction, one.request, wait_seconds=self._wait_seconds, maximum=self._maximum)
             if result is None:
                 one.look = time.monotonic() + min(5.0, max(_POLL_SECONDS, (time.monotonic() - one.asked) / 4))
-                return True
-            if ledger.claim(self._store, one.transaction) is None:
-                return False
+            elif not one.assoc.is_established or one.assoc.dimse.seconds_quiet() == 0:
+                pass  # something goes on again, or it has ended: the next round sees which
+            elif ledger.claim(self._store, one.transaction) is None:
+                one.over = True
+            else:
+                one.claimed = True
+                # The report waits for its answer in a thread of its own: one slow sender keeps nobody waiting.
+                threading.Thread(target=self._report, args=(one, result), daemon=True).start()
+                one.over = True
         except StoreUnavailable:
-            return True
-        # The report waits for its answer in a thread of its own: one slow sender keeps nobody waiting.
-        threading.Thread(target=self._report, args=(one, result), daemon=True).start()
-        return False
+            one.look = time.monotonic() + _POLL_SECONDS * 5
+        except Exception:
+            log.exception("a commitment was not reported because of an unexpected error", trust=one.transaction.trust)
+            self._release(one)
+            one.over = True
+        finally:
+            one.busy = False
+            if not one.over and not one.assoc.is_established:
+                self._release(one)
 
     def _report(self, one: _Asked, result: ledger.Result) -> None:
         status = _send(one.assoc, one.context_id, result)

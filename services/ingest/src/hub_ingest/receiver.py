@@ -98,7 +98,9 @@ def _serve(service: Service[ReceiverSettings]) -> None:
     store = open_store(settings)
     with EventProducer(settings) as producer:
         receiver = Receiver(store, producer, service.metrics)
-        commitment = commitment_scp.CommitmentProvider(store, service.metrics, wait_seconds=settings.commitment_wait_seconds)
+        commitment = commitment_scp.CommitmentProvider(
+            store, service.metrics, wait_seconds=settings.commitment_wait_seconds, maximum=settings.commitment_references
+        )
         provider = StorageProvider(
             settings,
             trusts,

@@ -26,6 +26,8 @@ class ReceiverSettings(ServiceSettings):
     """PEM: the CAs that issue the trusts' certificates; the system's are not trusted."""
     commitment_wait_seconds: Annotated[float, Field(ge=0)] = 60
     """Storage commitment: what has not come so long after the request is missing (0112)."""
+    commitment_references: Annotated[int, Field(ge=1)] = 10_000
+    """Instances of one storage commitment request that are looked up; those beyond fail with 0213."""
     receiver_associations: Annotated[int, Field(ge=1, le=500)] = 200
     """At once, per worker; the next one is asked to come again (A-ASSOCIATE-RJ 2/3/2)."""
     receiver_associations_per_trust: Annotated[int, Field(ge=1, le=500)] = 50
