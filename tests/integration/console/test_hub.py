@@ -39,7 +39,17 @@ def test_endpoints_say_where_everything_is(hub: Hub) -> None:
     assert endpoints["supervisor"]["pid"] == hub.process.pid
     assert alive(endpoints["supervisor"]["supervisord_pid"])
     services = endpoints["services"]
-    assert set(services) == {"receiver", "stow", "assembler", "closer", "commitment", "deidentification", "indexing", "indexing-api", "export"}
+    assert set(services) == {
+        "receiver",
+        "stow",
+        "assembler",
+        "closer",
+        "commitment",
+        "deidentification",
+        "indexing",
+        "indexing-api",
+        "export",
+    }
     assert all(alive(entry["pid"]) and Path(entry["log"]).exists() for entry in (*services.values(), *endpoints["parts"].values()))
     with socket.create_connection((endpoints["receiver"]["host"], endpoints["receiver"]["port"]), timeout=5):
         pass

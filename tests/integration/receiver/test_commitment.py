@@ -1,17 +1,22 @@
 """Storage commitment, with pynetdicom as the sender: what is promised is durable, and the report comes, once, whatever dies."""
 
 import hashlib
-import socket
+import json
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from hub_dicom import parse_instance_key
 from hub_dicom.synthetic import SyntheticPatient, synthetic_series, synthetic_uid
 from hub_objectstore import S3ObjectStore
 from hub_parts import Parts
+from hub_parts.ports import free_port
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from support.commitment import PUSH_MODEL, SYNTAXES, Inbox, ask, asking, listening, request
@@ -24,6 +29,13 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 PATIENT = SyntheticPatient("SYNTHETIC^COMMITMENT", "C-1")
 WAIT = "4"
+ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+
+
+class CommitmentProcess(ReceiverProcess):
+    """One `hub-commitment`."""
+
+    module = "hub_ingest.commitment"
 
 
 @dataclass
@@ -31,7 +43,7 @@ class Hub:
     """A receiver, hub-commitment, and where northgate takes reports."""
 
     receiver: ReceiverProcess
-    commitment: ReceiverProcess
+    commitment: CommitmentProcess
     store: S3ObjectStore
     port: int
     trusts: Path
@@ -49,16 +61,10 @@ class Hub:
         return [key for key in keys if key.split("/")[2].split(".")[0].split("-")[0] in names]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def hub(parts: Parts, admin_store: S3ObjectStore, start_receiver: StartReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("commitment")
-    port = _free_port()
+    port = free_port()
     trusts = folder / "trusts.yaml"
     address = f"    commitment: {{host: 127.0.0.1, port: {port}, ae_title: NORTHGATE}}\n"
     trusts.write_text(TRUSTS.replace("    assigning_authority: RNG\n", f"    assigning_authority: RNG\n{address}"))
@@ -73,7 +79,7 @@ def hub(parts: Parts, admin_store: S3ObjectStore, start_receiver: StartReceiver,
         }
     )
     with start_receiver(**settings) as receiver:
-        commitment = ReceiverProcess(environment, module="hub_ingest.commitment")
+        commitment = CommitmentProcess(environment)
         try:
             commitment.wait_until(lambda: "started" in commitment.events)
             commitment.health = f"http://127.0.0.1:{commitment.line('started')['port']}"
@@ -236,7 +242,7 @@ def test_a_receiver_killed_between_request_and_report(hub: Hub, start_receiver: 
 
 def test_several_reporters_report_once(hub: Hub, tmp_path: Path) -> None:
     references = hub.sent(tmp_path, "several", 1)
-    others = [ReceiverProcess(hub.environment | {"HUB_REPLICA": str(number)}, module="hub_ingest.commitment") for number in (1, 2)]
+    others = [CommitmentProcess(hub.environment | {"HUB_REPLICA": str(number)}) for number in (1, 2)]
     try:
         for other in others:
             other.wait_until(lambda other=other: "started" in other.events)  # type: ignore[misc]  # bound at once
@@ -271,3 +277,78 @@ def test_images_and_reports_share_an_association(hub: Hub, tmp_path: Path) -> No
 def test_verification_goes_on_without_it(hub: Hub) -> None:
     with association(hub.receiver.peer, [(PUSH_MODEL, SYNTAXES[0])]) as assoc:
         assert [context.abstract_syntax for context in assoc.accepted_contexts] == [PUSH_MODEL]
+
+
+@contextmanager
+def orthanc(folder: Path, hub_port: int, dicom_port: int) -> Iterator[httpx.Client]:
+    """Orthanc as northgate's router."""
+    assert ORTHANC is not None, "Orthanc is missing: apt-get install orthanc"
+    port = free_port()
+    configuration = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "Plugins": [],
+        "HttpPort": port,
+        "DicomPort": dicom_port,
+        "DicomAet": "NORTHGATE",
+        "AuthenticationEnabled": False,
+        "RemoteAccessAllowed": False,
+        "DicomModalities": {"hub": ["REGIONALHUB", "127.0.0.1", hub_port]},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with (folder / "orthanc.log").open("w") as output:
+        process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            deadline = time.monotonic() + 30
+            while True:
+                with suppress(httpx.TransportError):
+                    if client.get("/system").status_code == 200:
+                        break
+                assert process.poll() is None, (folder / "orthanc.log").read_text()
+                assert time.monotonic() < deadline, (folder / "orthanc.log").read_text()
+                time.sleep(0.1)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _outcome(router: httpx.Client, place: str, seconds: float = 40) -> dict[str, object]:
+    deadline = time.monotonic() + seconds
+    while (answer := router.get(place).json())["Status"] == "Pending":
+        assert time.monotonic() < deadline, f"no report within {seconds} s"
+        time.sleep(0.1)
+    return dict(answer)
+
+
+def test_orthanc_asks_and_is_told(hub: Hub, tmp_path: Path) -> None:
+    with orthanc(tmp_path, hub.receiver.peer.port, hub.port) as router:
+        contents = [one.content for one in synthetic_series(PATIENT, study="orthanc-commitment", instances=5)]
+        names = [router.post("/instances", content=content).json()["ID"] for content in contents]
+        assert router.post("/modalities/hub/store", json={"Resources": names}).status_code == 200
+        place = router.post("/modalities/hub/storage-commitment", json={"Resources": names}).json()["Path"]
+        outcome = _outcome(router, place)
+        assert outcome["Status"] == "Success", outcome
+        missing = router.post("/modalities/hub/storage-commitment", json={"DicomInstances": [[CT, generate_uid()]]}).json()["Path"]
+        outcome = _outcome(router, missing)
+        assert outcome["Status"] == "Failure"
+        assert "was not available" in json.dumps(outcome)
+
+
+def test_orthanc_is_told_although_the_receiver_was_killed(hub: Hub, start_receiver: StartReceiver, tmp_path: Path) -> None:
+    with (
+        start_receiver(HUB_TRUSTS_FILE=str(hub.trusts), HUB_COMMITMENT_WAIT_SECONDS="30") as victim,
+        orthanc(tmp_path, victim.peer.port, hub.port) as router,
+    ):
+        contents = [one.content for one in synthetic_series(PATIENT, study="orthanc-killed", instances=2)]
+        first, second = (router.post("/instances", content=content).json()["ID"] for content in contents)
+        assert router.post("/modalities/hub/store", json={"Resources": [first]}).status_code == 200
+        # What is not there yet keeps the report back until the receiver is dead.
+        place = router.post("/modalities/hub/storage-commitment", json={"Resources": [first, second]}).json()["Path"]
+        victim.process.kill()
+        victim.process.wait()
+        assert router.get(place).json()["Status"] == "Pending"
+        hub.sent(tmp_path / "files", "orthanc-killed", 2)
+        outcome = _outcome(router, place)
+        assert outcome["Status"] == "Success", outcome

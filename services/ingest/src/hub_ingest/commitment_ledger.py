@@ -24,11 +24,11 @@ from typing import Final, Literal
 
 from hub_dicom import Trust, instance_key, is_uid, read_file_meta
 from hub_dicom.part10 import NotPart10
-from hub_dicom.storage import RETIRED_STORAGE_SOP_CLASSES
 from hub_events.types import InstanceReceived
 from hub_objectstore import ObjectMissing, ObjectStore
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pynetdicom import AllStoragePresentationContexts
+
+from hub_ingest.accepted import STORAGE_SOP_CLASSES
 
 BUCKET: Final = "identifiable"
 ANNOUNCED: Final = "announced"
@@ -58,10 +58,6 @@ LEASE_SECONDS: Final = 90.0
 _LONGEST_PAUSE: Final = 3600.0
 _META_BYTES: Final = 2048
 _LOOKUPS: Final = 8
-
-SUPPORTED: Final = frozenset(
-    {*(str(context.abstract_syntax) for context in AllStoragePresentationContexts), *map(str, RETIRED_STORAGE_SOP_CLASSES)}
-)
 
 
 class _Record(BaseModel):
@@ -313,7 +309,7 @@ def is_done(store: ObjectStore, transaction: Transaction) -> bool:
 
 def _missing(store: ObjectStore, trust: str, reference: Reference) -> int | None:
     """Why an instance is not committed, or None. What an announcement names must also be there."""
-    if reference.sop_class_uid not in SUPPORTED:
+    if reference.sop_class_uid not in STORAGE_SOP_CLASSES:
         return CLASS_NOT_SUPPORTED
     if not is_uid(reference.sop_instance_uid):
         return NO_SUCH_INSTANCE
