@@ -40,7 +40,8 @@ def _raised(module: ModuleType, name: str, position: int = 0) -> set[int]:
     found = set()
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name and len(node.args) > position:
-            argument = node.args[position]
+            # `*uids` stands for two arguments.
+            argument = node.args[position - isinstance(node.args[0], ast.Starred)]
             if isinstance(argument, ast.Name):
                 found.add(int(getattr(module, argument.id)))
     return found
@@ -107,5 +108,8 @@ def test_every_setting_that_it_names_is_one() -> None:
     assert named
     assert named <= known
     assert CommitmentSettings.model_fields["commitment_give_up_seconds"].default == 7 * 86_400
-    assert ReceiverSettings.model_fields["commitment_wait_seconds"].default == CommitmentSettings.model_fields["commitment_wait_seconds"].default
+    assert (
+        ReceiverSettings.model_fields["commitment_wait_seconds"].default
+        == CommitmentSettings.model_fields["commitment_wait_seconds"].default
+    )
     assert ReceiverSettings.model_fields["commitment_references"].default == 10_000
