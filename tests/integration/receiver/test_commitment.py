@@ -263,8 +263,8 @@ def test_several_reporters_report_once(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_images_and_reports_share_an_association(hub: Hub, tmp_path: Path) -> None:
-    paths = write_series(tmp_path, synthetic_series(PATIENT, study="shared", instances=40))
-    data = request([(CT, synthetic_uid("shared", 1, 1))])
+    paths = write_series(tmp_path, synthetic_series(PATIENT, study="shared-association", instances=40))
+    data = request([(CT, synthetic_uid("shared-association", 1, 1))])
     with asking(hub.receiver.peer, contexts=[(CT, SYNTAXES[0])]) as (assoc, inbox):
         assert ask(assoc, data) == 0x0000
         for path in paths:

@@ -81,7 +81,7 @@ def test_status_codes_and_reasons_of_storage_commitment() -> None:
     assert _codes(statuses) == set(commitment_dicom.ACTION_STATUSES)
     returned = {
         node.id
-        for function in (commitment_scp.CommitmentProvider._take, commitment_scp.CommitmentProvider.answer)
+        for function in (commitment_scp.AssociationCommitment._take, commitment_scp.AssociationCommitment._status)
         for node in ast.walk(ast.parse(inspect.getsource(function).replace("    def", "def", 1).replace("\n    ", "\n")))
         if isinstance(node, ast.Name) and node.id.isupper()
     }

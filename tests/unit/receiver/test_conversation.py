@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hub_ingest.arrival import Answer, MemoryBudget, Spool
 from hub_ingest.conversation import Context, Conversation, Message, Outgoing
-from hub_ingest.dimse import Command, encode_command, parse_command, response
+from hub_ingest.dimse import Command, encode_command, event_report, p_data, parse_command, response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.wire import (
@@ -42,6 +42,7 @@ class Taker:
         self.open_bodies = 0
         self.opened = 0
         self.budget = MemoryBudget(4000)
+        self.other = Others(self.messages)
         self._folder = folder
 
     def open(self, context: Context, command: Command) -> "Kept":
@@ -54,11 +55,38 @@ class Taker:
         self.taken.append((command.text(0x1000), body.stream.read()))
         return Answer(0x0000)
 
-    def other(self, message: Message) -> Iterable[Outgoing] | None:
-        self.messages.append(message)
+
+class Others:
+    """Answers N-ACTION with two messages, and has something to say when it has been quiet for a while after one."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.watching = False
+        self._messages = messages
+
+    def answer(self, message: Message) -> Iterable[Outgoing] | None:
+        self._messages.append(message)
         if message.command.field != 0x0130:
             return None
         return [Outgoing(response(message.command, 0)), Outgoing(encode_command({0x0100: b"\x00\x01", 0x0800: b"\x01\x00"}), b"data")]
+
+    def idle(self, seconds: float) -> Iterable[tuple[Context, Outgoing]]:
+        assert seconds > 0
+        self.watching = False
+        return [(CONTEXTS[3], Outgoing(event_report(1, CT, "1.2", 2), b"report"))]
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
+class Waiting(Others):
+    """Has nothing to say, ever."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        super().__init__(messages)
+        self.watching = True
+
+    def idle(self, seconds: float) -> Iterable[tuple[Context, Outgoing]]:
+        return []
 
 
 class Kept(Spool):
@@ -261,6 +289,45 @@ def test_another_message_is_handed_on_whole_and_its_answers_sent_in_order() -> N
     assert parse_command(first[12:]).field == 0x8130
     assert rest[12 : 6 + int.from_bytes(rest[2:6], "big")].startswith(encode_command({0x0100: b"\x00\x01", 0x0800: b"\x01\x00"})[:12])
     assert b"data" in rest
+
+
+def test_a_message_that_is_too_large_is_handed_on_without_its_data_set() -> None:
+    action = encode_command({0x0003: b"1.2", 0x0100: b"\x30\x01", 0x0110: b"\x07\x00", 0x0800: b"\x01\x00"})
+    taker, end, _ = converse([message(action, b"x" * (4 * 2**20 + 1), maximum=LONGEST - 6), message(action, b"small"), RELEASE_RQ])
+    assert [(one.data_set, one.too_large) for one in taker.messages] == [(None, True), (b"small", False)]
+    assert end == "released"
+
+
+def test_between_two_messages_something_may_be_said_by_us() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, tempfile.TemporaryDirectory() as folder:
+        ours.settimeout(10)
+        taker = Taker(Path(folder))
+        taker.other.watching = True
+        talk = Conversation(theirs, CONTEXTS, taker, maximum_pdu=LONGEST, peer_maximum_pdu=0, idle_seconds=10, artim_seconds=0.1)
+        thread = threading.Thread(target=talk.run)
+        thread.start()
+        expected = b"".join(p_data(3, event_report(1, CT, "1.2", 2), command=True, maximum=0))
+        expected += b"".join(p_data(3, b"report", command=False, maximum=0))
+        heard = b""
+        while len(heard) < len(expected):
+            heard += ours.recv(1000)
+        assert heard == expected
+        ours.sendall(message(store_request(), b"data"))
+        assert list(statuses(ours.recv(1000))) == [0]
+        ours.sendall(RELEASE_RQ)
+        assert ours.recv(100) == RELEASE_RP
+        thread.join(10)
+    assert [data for _, data in taker.taken] == [b"data"]
+
+
+def test_who_is_watched_is_hung_up_on_for_silence_too() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        taker = Taker(Path(tempfile.gettempdir()))
+        taker.other = Waiting([])
+        talk = Conversation(theirs, CONTEXTS, taker, maximum_pdu=LONGEST, peer_maximum_pdu=0, idle_seconds=0.5, artim_seconds=0.1)
+        assert talk.run() == "idle"
 
 
 def test_a_sender_that_says_nothing_is_hung_up_on() -> None:

@@ -4,24 +4,20 @@ Who asks and hangs up is told by hub-commitment, on an association of its own.
 """
 
 import contextlib
-import io
-import queue
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from hub_dicom import Trust
 from hub_objectstore import ObjectStore, StoreUnavailable
 from hub_runtime import logger
 from hub_runtime.metrics import Metric, Metrics
-from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
+from pydicom.uid import UID
 from pynetdicom.dsutils import encode
 
 from hub_ingest import commitment_ledger as ledger
-from hub_ingest.arrival import Spool
 from hub_ingest.commitment_dicom import (
     INVALID_ARGUMENT,
     NO_SUCH_ACTION,
@@ -37,6 +33,17 @@ from hub_ingest.commitment_dicom import (
     read_request,
     report,
 )
+from hub_ingest.conversation import Context, Message, Outgoing
+from hub_ingest.dimse import (
+    ACTION_TYPE_ID,
+    N_ACTION_RQ,
+    N_EVENT_REPORT_RSP,
+    REQUESTED_SOP_INSTANCE_UID,
+    STATUS,
+    MalformedCommand,
+    event_report,
+    response,
+)
 
 METRICS: Final = (
     Metric("hub_commitment_requests_total", "counter", "N-ACTION requests by their answer.", ("trust", "status")),
@@ -51,205 +58,219 @@ _THREADS: Final = 4
 log = logger()
 
 
-class _Messages(queue.Queue[Any]):
-    """The messages of an association: answers to our reports come aside, everything else goes to pynetdicom."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answers: queue.Queue[int] = queue.Queue()
-        self.requests = 0
-        self.last = time.monotonic()
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ANN401 - as queue has it
-        self.last = time.monotonic()
-        message = item[1]
-        if isinstance(message, N_EVENT_REPORT) and not message.is_valid_request:
-            self.answers.put(int(message.Status if message.Status is not None else PROCESSING_FAILURE))
-        else:
-            self.requests += 1
-            super().put(item, block, timeout)
-
-
-class ReportingDimse(DIMSEServiceProvider):  # type: ignore[misc]  # pynetdicom has no types
-    """DIMSE of an association on which another thread may send a report.
-
-    pynetdicom's own `send_n_event_report` takes the next message for its answer, whatever it is: here a C-STORE may come first.
-    """
-
-    def __init__(self, assoc: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
-        super().__init__(assoc)
-        self.msg_queue = _Messages()
-        self._sending = threading.Lock()
-        self._responses = 0
-
-    def send_msg(self, primitive: Any, context_id: int) -> None:  # noqa: ANN401 - pynetdicom has no types
-        """Send one message whole: the fragments of two must not mix (PS3.8 annex E)."""
-        with self._sending:
-            super().send_msg(primitive, context_id)
-            self.msg_queue.last = time.monotonic()
-            self._responses += primitive.MessageIDBeingRespondedTo is not None
-
-    def seconds_quiet(self) -> float:
-        """How long nothing has gone on; 0 while a request comes in or waits for its answer."""
-        if self.message is not None or self._responses < self.msg_queue.requests:
-            return 0.0
-        return time.monotonic() - self.msg_queue.last
-
-
-@dataclass(slots=True)
 class _Asked:
-    assoc: Any
-    context_id: int
-    transaction: ledger.Transaction
-    request: ledger.Request
-    asked: float = field(default_factory=time.monotonic)
-    renewed: float = field(default_factory=time.monotonic)
-    look: float = 0.0
-    busy: bool = False
-    claimed: bool = False
-    over: bool = False
+    """One request on its association: waited for, decided (`result`), reported (`claimed`), over."""
+
+    def __init__(self, context: Context, transaction: ledger.Transaction, request: ledger.Request) -> None:
+        self.context, self.transaction, self.request = context, transaction, request
+        self.asked = self.renewed = time.monotonic()
+        self.look = 0.0
+        self.busy = False
+        self.result: ledger.Result | None = None
+        self.message_id = 0
+        self.answer_by = 0.0
 
 
 class CommitmentProvider:
-    """Takes requests from many threads; `run` reports."""
+    """Knows the requests of all associations that are open; `run` finds out what is to be told, each association tells it."""
 
     def __init__(self, store: ObjectStore, metrics: Metrics, *, wait_seconds: float, maximum: int) -> None:
         """`wait_seconds`: what has not come so long after the request is missing; `maximum`: references of one request that are looked up."""
-        self._store = store
-        self._metrics = metrics
+        self.store = store
+        self.metrics = metrics
         self._wait_seconds = wait_seconds
         self._maximum = maximum
         self._asked: list[_Asked] = []
         self._lock = threading.Lock()
 
-    def answer(self, trust: Trust | None, event: Any) -> tuple[int, None]:  # noqa: ANN401 - pynetdicom has no types
-        """Answer an N-ACTION; success promises that its report will be tried until it is acknowledged. Does not raise."""
-        if trust is None:
-            return NOT_AUTHORISED, None
-        try:
-            status = self._take(trust, event)
-        except StoreUnavailable:
-            log.warning("a storage commitment request was not kept", trust=trust.name, reason="store-unavailable")
-            status = PROCESSING_FAILURE
-        except InvalidRequest as error:
-            log.warning("a storage commitment request was not understood", trust=trust.name, reason=str(error))
-            status = INVALID_ARGUMENT
-        except Exception:
-            log.exception("a storage commitment request failed because of an unexpected error", trust=trust.name)
-            status = PROCESSING_FAILURE
-        self._metrics.count("hub_commitment_requests_total", trust=trust.name, status=f"{status:#06x}")
-        return status, None
-
-    def _take(self, trust: Trust, event: Any) -> int:  # noqa: ANN401 - pynetdicom has no types
-        asked: N_ACTION = event.request
-        if asked.RequestedSOPInstanceUID != PUSH_MODEL_INSTANCE:
-            return NO_SUCH_INSTANCE
-        if asked.ActionTypeID != REQUEST_ACTION:
-            return NO_SUCH_ACTION
-        information: io.BytesIO | None = asked.ActionInformation
-        if information is None:
-            return INVALID_ARGUMENT
-        if isinstance(information, Spool) and (
-            information.too_large or information.fault is not None or information.stream is not information
-        ):
-            return RESOURCE_LIMITATION
-        transaction_uid, references = read_request(information.getvalue(), event.context.transfer_syntax)
-        transaction = ledger.open_transaction(self._store, trust, transaction_uid, references)
-        request = ledger.load_request(self._store, transaction)
-        if request is not None and any(
-            context.context_id == event.context.context_id and context.as_scp for context in event.assoc.accepted_contexts
-        ):
-            with self._lock:
-                # The same again from the same place is one; from another association, whoever claims it first tells.
-                self._asked = [one for one in self._asked if one.transaction.prefix != transaction.prefix]
-                self._asked.append(_Asked(event.assoc, int(event.context.context_id), transaction, request))
-        return SUCCESS
+    def association(self, trust: Trust) -> "AssociationCommitment":
+        """What answers on one association of this trust."""
+        return AssociationCommitment(self, trust)
 
     def run(self, stop: threading.Event) -> None:
-        """Report on the associations that stay open, until `stop`; then give all that is left away."""
+        """Decide what the open associations wait for, until `stop`; then give all that is left away."""
         with ThreadPoolExecutor(_THREADS) as pool:
             while not stop.wait(_POLL_SECONDS):
-                with self._lock:
-                    asked = list(self._asked)
-                for one in asked:
-                    if one.over or not one.assoc.is_established:
-                        self._forget(one)
-                    else:
-                        self._renew(one)
-                        if not one.busy and time.monotonic() >= one.look and one.assoc.dimse.seconds_quiet() >= _QUIET_SECONDS:
-                            one.busy = True
-                            pool.submit(self._attend, one)
-        for one in self._asked:
-            self._release(one)
+                for one in self._all():
+                    self._renew(one)
+                    if one.result is None and not one.busy and time.monotonic() >= one.look:
+                        one.busy = True
+                        pool.submit(self._decide, one)
+        for one in self._all():
+            self.forget(one)
 
-    def _forget(self, one: _Asked) -> None:
+    def _all(self) -> list[_Asked]:
         with self._lock:
-            self._asked = [other for other in self._asked if other is not one]
-        if not one.over and not one.busy:
-            self._release(one)
+            return list(self._asked)
+
+    def remember(self, one: _Asked) -> None:
+        """Decide on it. The same again from the same place is one; from another association, whoever claims it first tells."""
+        with self._lock:
+            self._asked.append(one)
+
+    def forget(self, one: _Asked) -> None:
+        """Anybody may report it now. Saying it of what is reported changes nothing."""
+        with self._lock:
+            if one not in self._asked:
+                return
+            self._asked.remove(one)
+        with contextlib.suppress(StoreUnavailable):  # then it is found out by its hold, which nobody renews
+            ledger.release(self.store, one.transaction)
+
+    def done(self, one: _Asked) -> None:
+        """It is reported, here or elsewhere."""
+        with self._lock:
+            if one in self._asked:
+                self._asked.remove(one)
 
     def _renew(self, one: _Asked) -> None:
-        if time.monotonic() - one.renewed > _RENEW_SECONDS and not one.claimed:
+        if time.monotonic() - one.renewed > _RENEW_SECONDS and not one.message_id:
             one.renewed = time.monotonic()
             with contextlib.suppress(StoreUnavailable):
-                ledger.hold(self._store, one.transaction)
+                ledger.hold(self.store, one.transaction)
 
-    def _attend(self, one: _Asked) -> None:
+    def _decide(self, one: _Asked) -> None:
         try:
-            result = ledger.decide(self._store, one.transaction, one.request, wait_seconds=self._wait_seconds, maximum=self._maximum)
-            if result is None:
+            one.result = ledger.decide(self.store, one.transaction, one.request, wait_seconds=self._wait_seconds, maximum=self._maximum)
+            if one.result is None:
                 one.look = time.monotonic() + min(5.0, max(_POLL_SECONDS, (time.monotonic() - one.asked) / 4))
-            elif not one.assoc.is_established or one.assoc.dimse.seconds_quiet() == 0:
-                pass  # something goes on again, or it has ended: the next round sees which
-            elif ledger.claim(self._store, one.transaction) is None:
-                one.over = True
-            else:
-                one.claimed = True
-                # The report waits for its answer in a thread of its own: one slow sender keeps nobody waiting.
-                threading.Thread(target=self._report, args=(one, result), daemon=True).start()
-                one.over = True
         except StoreUnavailable:
             one.look = time.monotonic() + _POLL_SECONDS * 5
         except Exception:
-            log.exception("a commitment was not reported because of an unexpected error", trust=one.transaction.trust)
-            self._release(one)
-            one.over = True
+            log.exception("a commitment was not decided because of an unexpected error", trust=one.transaction.trust)
+            self.forget(one)
         finally:
             one.busy = False
-            if not one.over and not one.assoc.is_established:
-                self._release(one)
 
-    def _report(self, one: _Asked, result: ledger.Result) -> None:
-        status = _send(one.assoc, one.context_id, result)
+
+class AssociationCommitment:
+    """Storage commitment on one association: `Other` of its conversation."""
+
+    def __init__(self, provider: CommitmentProvider, trust: Trust) -> None:
+        self._provider = provider
+        self._trust = trust
+        self._asked: list[_Asked] = []
+        self._message_id = 0
+
+    @property
+    def watching(self) -> bool:
+        """Whether there is anything to report."""
+        return bool(self._asked)
+
+    def answer(self, message: Message) -> Iterable[Outgoing] | None:
+        """Answer an N-ACTION; success promises that its report will be tried until it is acknowledged."""
+        command = message.command
+        if message.context.abstract_syntax != PUSH_MODEL:
+            return None
+        if command.field == N_EVENT_REPORT_RSP:
+            self._acknowledged(message)
+            return []
+        if command.field != N_ACTION_RQ:
+            return None
+        status = self._status(message)
+        self._provider.metrics.count("hub_commitment_requests_total", trust=self._trust.name, status=f"{status:#06x}")
+        return [Outgoing(response(command, status))]
+
+    def _status(self, message: Message) -> int:
         try:
-            if status == SUCCESS:
-                ledger.finish(self._store, one.transaction, "reported")
-                self._metrics.count("hub_commitment_reported_here_total", trust=one.transaction.trust)
-            else:
-                ledger.end_attempt(self._store, one.transaction, 1)
-                ledger.release(self._store, one.transaction)
+            return self._take(message)
         except StoreUnavailable:
-            log.warning(
-                "the end of a commitment was not noted; it is reported again", trust=one.transaction.trust, reason="store-unavailable"
-            )
+            log.warning("a storage commitment request was not kept", trust=self._trust.name, reason="store-unavailable")
+            return PROCESSING_FAILURE
+        except (InvalidRequest, MalformedCommand) as error:
+            log.warning("a storage commitment request was not understood", trust=self._trust.name, reason=str(error))
+            return INVALID_ARGUMENT
+        except Exception:
+            log.exception("a storage commitment request failed because of an unexpected error", trust=self._trust.name)
+            return PROCESSING_FAILURE
 
-    def _release(self, one: _Asked) -> None:
-        with contextlib.suppress(StoreUnavailable):  # then it is found out by its hold, which nobody renews
-            ledger.release(self._store, one.transaction)
+    def _take(self, message: Message) -> int:
+        context, command, store = message.context, message.command, self._provider.store
+        if not context.as_scp:
+            return NOT_AUTHORISED
+        if command.text(REQUESTED_SOP_INSTANCE_UID) != PUSH_MODEL_INSTANCE:
+            return NO_SUCH_INSTANCE
+        if command.number(ACTION_TYPE_ID) != REQUEST_ACTION:
+            return NO_SUCH_ACTION
+        if message.too_large:
+            return RESOURCE_LIMITATION
+        if message.data_set is None:
+            return INVALID_ARGUMENT
+        transaction_uid, references = read_request(message.data_set, UID(context.transfer_syntax))
+        transaction = ledger.open_transaction(store, self._trust, transaction_uid, references)
+        request = ledger.load_request(store, transaction)
+        if request is not None and all(one.transaction.prefix != transaction.prefix for one in self._asked):
+            asked = _Asked(context, transaction, request)
+            self._asked.append(asked)
+            self._provider.remember(asked)
+        return SUCCESS
 
+    def idle(self, seconds: float) -> Iterable[tuple[Context, Outgoing]]:
+        """Report what is decided, one at a time."""
+        if waiting := next((one for one in self._asked if one.message_id), None):
+            if time.monotonic() >= waiting.answer_by:
+                self._not_acknowledged(waiting)
+            return []
+        if seconds < _QUIET_SECONDS:
+            return []
+        decided = next((one for one in self._asked if one.result is not None), None)
+        try:
+            if decided is None or decided.result is None or not self._claim(decided):
+                return []
+            event_type, information = report(decided.result)
+            syntax = UID(decided.context.transfer_syntax)
+            encoded = encode(information, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated) or b""
+        except StoreUnavailable:
+            return []
+        except Exception:
+            log.exception("a commitment was not reported because of an unexpected error", trust=self._trust.name)
+            return []
+        self._message_id = self._message_id % 65_535 + 1
+        decided.message_id, decided.answer_by = self._message_id, time.monotonic() + _ANSWER_SECONDS
+        return [(decided.context, Outgoing(event_report(self._message_id, PUSH_MODEL, PUSH_MODEL_INSTANCE, event_type), encoded))]
 
-def _send(assoc: Any, context_id: int, result: ledger.Result) -> int | None:  # noqa: ANN401 - pynetdicom has no types
-    """The sender's answer to an N-EVENT-REPORT on its own association, None where none came."""
-    syntax = next(context.transfer_syntax[0] for context in assoc.accepted_contexts if context.context_id == context_id)
-    event_type, information = report(result)
-    request = N_EVENT_REPORT()
-    request.MessageID = 1
-    request.AffectedSOPClassUID = PUSH_MODEL
-    request.AffectedSOPInstanceUID = PUSH_MODEL_INSTANCE
-    request.EventTypeID = event_type
-    request.EventInformation = io.BytesIO(encode(information, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated) or b"")
-    try:
-        assoc.dimse.send_msg(request, context_id)
-        return int(assoc.dimse.msg_queue.answers.get(timeout=_ANSWER_SECONDS))
-    except queue.Empty:
-        return None
+    def end(self) -> None:
+        """What is not told is somebody else's now."""
+        for one in list(self._asked):
+            if one.message_id:
+                self._not_acknowledged(one)
+            else:
+                self._provider.forget(one)
+        self._asked.clear()
+
+    def _claim(self, one: _Asked) -> bool:
+        if ledger.claim(self._provider.store, one.transaction) is not None:
+            return True
+        self._asked.remove(one)
+        self._provider.done(one)
+        return False
+
+    def _acknowledged(self, message: Message) -> None:
+        waiting = next((one for one in self._asked if one.message_id), None)
+        if waiting is None:
+            return  # for a report that is not waited for any more
+        try:
+            accepted = message.command.number(STATUS) == SUCCESS
+        except MalformedCommand:
+            accepted = False
+        if not accepted:
+            self._not_acknowledged(waiting)
+            return
+        self._asked.remove(waiting)
+        self._provider.done(waiting)
+        self._provider.metrics.count("hub_commitment_reported_here_total", trust=self._trust.name)
+        with self._noted():
+            ledger.finish(self._provider.store, waiting.transaction, "reported")
+
+    def _not_acknowledged(self, one: _Asked) -> None:
+        self._asked.remove(one)
+        with self._noted():
+            ledger.end_attempt(self._provider.store, one.transaction, 1)
+        self._provider.forget(one)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailable:
+            log.warning("the end of a commitment was not noted; it is reported again", trust=self._trust.name, reason="store-unavailable")

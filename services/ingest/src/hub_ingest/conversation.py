@@ -4,7 +4,9 @@ PS3.8 9.2 (states Sta6, Sta8, Sta13), 9.3 and annex E. What is read is bounded b
 checked, and nothing is allocated on its word.
 """
 
+import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterable, Mapping
@@ -35,8 +37,9 @@ _RELEASE_RP: Final = b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 _PDV_HEADER: Final = struct.Struct(">LBB")
 _PDU_HEADER: Final = struct.Struct(">BxL")
 _COMMAND_BYTES: Final = 16_384
-_MESSAGE_BYTES: Final = 2**20  # of a data set that is no instance
+_MESSAGE_BYTES: Final = 4 * 2**20  # of a data set that is no instance
 _BUFFER_BYTES: Final = 262_144
+_WATCH_MILLISECONDS: Final = 200
 
 # PS3.8 table 9-26, an A-ABORT's source and reason.
 _BY_USER: Final = (0, 0)
@@ -53,6 +56,8 @@ class Context:
     context_id: int
     abstract_syntax: str
     transfer_syntax: str
+    as_scp: bool = True
+    """We are the SCP in it, as we are unless the role selection says otherwise (PS3.7 D.3.3.4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class Message:
     context: Context
     command: Command
     data_set: bytes | None
+    too_large: bool = False
+    """There was a data set, but not one that is kept here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +91,34 @@ class Body(Protocol):
         ...
 
 
+class Other(Protocol):
+    """What is done on an association beside C-STORE and C-ECHO. All are called from the association's own thread and must not raise."""
+
+    @property
+    def watching(self) -> bool:
+        """While it is set, `idle` is called now and then."""
+        ...
+
+    def answer(self, message: Message, /) -> Iterable[Outgoing] | None:
+        """A message is here: what is sent back in order on its context, or None where the operation is not known here."""
+        ...
+
+    def idle(self, seconds: float, /) -> Iterable[tuple[Context, Outgoing]]:
+        """Nothing has gone on for so long, and nothing is under way: what to send now."""
+        ...
+
+    def end(self) -> None:
+        """The association is over."""
+        ...
+
+
 class Handler(Protocol):
     """What an association's messages are for. All are called from the association's own thread and must not raise."""
+
+    @property
+    def other(self) -> Other | None:
+        """Who is asked about other operations; None: they are not known here."""
+        ...
 
     def open(self, context: Context, command: Command) -> Any:  # noqa: ANN401 - a Body, which `store` gets back
         """A C-STORE-RQ is here, its data set not yet."""
@@ -93,10 +126,6 @@ class Handler(Protocol):
 
     def store(self, context: Context, command: Command, body: Any) -> Answer:  # noqa: ANN401 - what `open` gave
         """The data set is whole. Blocks as long as the sender may wait."""
-        ...
-
-    def other(self, message: Message) -> Iterable[Outgoing] | None:
-        """Any other message: what is sent back in order on its context, or None where the operation is not known here."""
         ...
 
 
@@ -147,6 +176,7 @@ class Conversation:
         self._handler = handler
         self._maximum_pdu = maximum_pdu
         self._peer_maximum_pdu = peer_maximum_pdu
+        self._idle_seconds = idle_seconds
         self._artim_seconds = artim_seconds
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._start = self._end = 0
@@ -155,6 +185,7 @@ class Conversation:
         self._command: Command | None = None
         self._body: Any = None
         self._message: bytearray | None = None
+        self._message_too_large = False
         connection.settimeout(idle_seconds)
 
     def run(self) -> str:
@@ -177,6 +208,8 @@ class Conversation:
 
     def _pdu(self) -> None:
         """Take one PDU."""
+        if self._handler.other is not None and self._handler.other.watching and self._context is None:
+            self._watch(self._handler.other)
         kind, length = _PDU_HEADER.unpack(self._exactly(_PDU_HEADER.size))
         if kind == _P_DATA_TF:
             if not 6 <= length <= self._maximum_pdu:
@@ -192,6 +225,22 @@ class Conversation:
             raise Aborted(_UNEXPECTED_PDU, "unexpected-pdu")
         else:
             raise Aborted(_UNRECOGNISED_PDU, "unrecognised-pdu")
+
+    def _watch(self, other: Other) -> None:
+        """Between two messages: let `other` say something, until the peer does."""
+        began = time.monotonic()
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        while (
+            other.watching and self._start == self._end and not (isinstance(self._connection, ssl.SSLSocket) and self._connection.pending())
+        ):
+            if poll.poll(_WATCH_MILLISECONDS):
+                return
+            quiet = time.monotonic() - began
+            if quiet >= self._idle_seconds:
+                raise Aborted(_BY_USER, "idle")
+            for context, outgoing in other.idle(quiet):
+                self._send(context, outgoing)
 
     def _pdv(self, left: int) -> int:
         """Take one presentation data value of a PDU that has `left` bytes more; how many it has then."""
@@ -239,12 +288,12 @@ class Conversation:
             raise Aborted(_UNEXPECTED_PARAMETER, "data-set-before-command")
         message = self._message
         if message is not None:
-            if len(message) + length > _MESSAGE_BYTES:
-                raise Aborted(_INVALID_PARAMETER, "message-too-long")
+            self._message_too_large = self._message_too_large or len(message) + length > _MESSAGE_BYTES
             while length:
                 part = self._some(length)
-                message += part
                 length -= len(part)
+                if not self._message_too_large:
+                    message += part
         else:
             write = self._body.write
             while length:
@@ -274,8 +323,9 @@ class Conversation:
             return [Outgoing(response(command, answer.status, answer.comment))]
         if command.field == C_ECHO_RQ and context.abstract_syntax == VERIFICATION:
             return [Outgoing(response(command, _SUCCESS))]
-        message = Message(context, command, bytes(self._message) if self._message is not None else None)
-        outgoing = self._handler.other(message)
+        too_large = self._message_too_large
+        message = Message(context, command, bytes(self._message) if self._message is not None and not too_large else None, too_large)
+        outgoing = self._handler.other.answer(message) if self._handler.other is not None else None
         if outgoing is not None:
             return outgoing
         if command.field == C_CANCEL_RQ:  # it has no response, and nothing here runs long enough to be cancelled
@@ -302,6 +352,7 @@ class Conversation:
         """Forget the message under way, or the one just answered."""
         body, self._body = self._body, None
         self._command = self._context = self._message = None
+        self._message_too_large = False
         self._encoded = bytearray()
         if body is not None:
             body.discard()

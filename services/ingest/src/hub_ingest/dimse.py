@@ -8,6 +8,9 @@ from typing import Final
 C_STORE_RQ: Final = 0x0001
 C_ECHO_RQ: Final = 0x0030
 C_CANCEL_RQ: Final = 0x0FFF
+N_EVENT_REPORT_RQ: Final = 0x0100
+N_EVENT_REPORT_RSP: Final = 0x8100
+N_ACTION_RQ: Final = 0x0130
 RESPONSE: Final = 0x8000  # PS3.7 E.1: the bit that makes a request's command field its response's
 
 AFFECTED_SOP_CLASS_UID: Final = 0x0002
@@ -19,6 +22,10 @@ COMMAND_DATA_SET_TYPE: Final = 0x0800
 STATUS: Final = 0x0900
 ERROR_COMMENT: Final = 0x0902
 AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
+REQUESTED_SOP_INSTANCE_UID: Final = 0x1001
+EVENT_TYPE_ID: Final = 0x1002
+ACTION_TYPE_ID: Final = 0x1008
+_DATA_SET: Final = 0x0001
 _NO_DATA_SET: Final = 0x0101  # PS3.7 E.1; any other value: there is one
 _COMMENT_BYTES: Final = 64  # VR LO
 
@@ -101,13 +108,30 @@ def response(request: Command, status: int, comment: str = "") -> bytes:
         COMMAND_DATA_SET_TYPE: _NO_DATA_SET.to_bytes(2, "little"),
         STATUS: status.to_bytes(2, "little"),
     }
-    for element in (AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID):
-        if value := request.elements.get(element):
+    # A response speaks of the affected ones, also where the request names them requested (PS3.7 10.3).
+    for element, requested in ((AFFECTED_SOP_CLASS_UID, REQUESTED_SOP_CLASS_UID), (AFFECTED_SOP_INSTANCE_UID, REQUESTED_SOP_INSTANCE_UID)):
+        if value := request.elements.get(element) or request.elements.get(requested):
             elements[element] = value
+    if value := request.elements.get(ACTION_TYPE_ID):
+        elements[ACTION_TYPE_ID] = value
     if comment:
         text = comment.encode("ascii", "replace")[:_COMMENT_BYTES]
         elements[ERROR_COMMENT] = text + b" " * (len(text) % 2)
     return encode_command(elements)
+
+
+def event_report(message_id: int, sop_class_uid: str, sop_instance_uid: str, event_type_id: int) -> bytes:
+    """An N-EVENT-REPORT-RQ, whose Event Information follows (PS3.7 10.3.1)."""
+    return encode_command(
+        {
+            AFFECTED_SOP_CLASS_UID: sop_class_uid.encode("ascii"),
+            COMMAND_FIELD: N_EVENT_REPORT_RQ.to_bytes(2, "little"),
+            MESSAGE_ID: message_id.to_bytes(2, "little"),
+            COMMAND_DATA_SET_TYPE: _DATA_SET.to_bytes(2, "little"),
+            AFFECTED_SOP_INSTANCE_UID: sop_instance_uid.encode("ascii"),
+            EVENT_TYPE_ID: event_type_id.to_bytes(2, "little"),
+        }
+    )
 
 
 def p_data(context_id: int, content: bytes, *, command: bool, maximum: int) -> Iterator[bytes]:

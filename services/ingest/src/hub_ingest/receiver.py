@@ -109,7 +109,7 @@ def _serve(service: Service[ReceiverSettings]) -> None:
             metrics=service.metrics,
             folder=settings.data_folder / "receiver",
             tls=tls,
-            commitment=commitment,
+            commitment=commitment.association,
         )
         for part in ("store", "broker"):
             service.health.unready(part, "not asked yet")

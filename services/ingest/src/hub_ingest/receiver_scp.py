@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from socketserver import BaseServer
 from typing import Any, Final, Generic, TypeVar
@@ -27,7 +27,8 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from hub_ingest.arrival import Answer, Arrival, MemoryBudget, Spool
-from hub_ingest.conversation import Context, Conversation, Message, Outgoing
+from hub_ingest.commitment_dicom import PUSH_MODEL
+from hub_ingest.conversation import Context, Conversation, Other
 from hub_ingest.dimse import AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID, Command
 from hub_ingest.receiver_tls import TlsDoor, transport_fault
 from hub_ingest.settings import ReceiverSettings
@@ -60,7 +61,7 @@ class StorageProvider(Generic[Call]):
         metrics: Metrics,
         folder: Path,
         tls: TlsDoor | None = None,
-        other: Callable[[Call, Message], Iterable[Outgoing] | None] = lambda _call, _message: None,
+        commitment: Callable[[Trust], Other] | None = None,
     ) -> None:
         """Bind.
 
@@ -72,7 +73,7 @@ class StorageProvider(Generic[Call]):
             metrics: of the receiver.
             folder: where large instances wait.
             tls: leads in who calls the TLS port; without it there is none.
-            other: answers a message that is neither C-STORE nor C-ECHO, as `Handler.other` does; not known here by default.
+            commitment: makes what answers storage commitment on one association of a trust; without it that SOP class is refused.
 
         Raises:
             OSError: the port is taken or the folder cannot be made.
@@ -82,10 +83,10 @@ class StorageProvider(Generic[Call]):
         self._take = take
         self._metrics = metrics
         self._called_ae = settings.receiver_ae_title.strip()
-        self._other = other
+        self._commitment = commitment
         self._settings = settings
         self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
-        self._names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._callers: weakref.WeakKeyDictionary[Any, Trust] = weakref.WeakKeyDictionary()
         self._admission = threading.Lock()
         self._folder = folder
         self._budget = MemoryBudget(settings.receiver_all_memory_bytes)
@@ -97,13 +98,16 @@ class StorageProvider(Generic[Call]):
             (evt.EVT_PDU_SENT, _on_pdu_sent),
             (evt.EVT_CONN_CLOSE, self._on_close),
         ]
+        contexts = supported_contexts()
+        if commitment is not None:
+            contexts.append(build_context(PUSH_MODEL, list(TRANSFER_SYNTAXES[:3])))
         ae = _application_entity(settings)
 
         def listen(port: int, tls: TlsDoor | None) -> _Server:
             return _Server(
                 ae,
                 (settings.receiver_host, port),
-                supported_contexts(),
+                contexts,
                 handlers,
                 converse=self._converse,
                 shared=is_worker(),
@@ -173,10 +177,10 @@ class StorageProvider(Generic[Call]):
     def _has_room(self, assoc: Any, trust: Trust) -> bool:  # noqa: ANN401 - pynetdicom has no types
         """Take a place among the trust's associations. Counted from those that live: none is lost to a thread that died."""
         with self._admission:
-            theirs = sum(self._names.get(one) == trust.name for one in self._active())
+            theirs = sum(self._callers.get(one) == trust for one in self._active())
             if theirs >= self._settings.receiver_associations_per_trust:
                 return False
-            self._names[assoc] = trust.name
+            self._callers[assoc] = trust
             return True
 
     def _on_close(self, event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
@@ -199,11 +203,15 @@ class StorageProvider(Generic[Call]):
         connection = assoc.dul.socket.socket if assoc.dul.socket is not None else None
         if connection is None:
             return
-        call = self._calls.get(assoc)
+        call, trust = self._calls.get(assoc), self._callers.get(assoc)
+        other = self._commitment(trust) if self._commitment is not None and trust is not None else None
         conversation = Conversation(
             connection,
-            {cx.context_id: Context(cx.context_id, str(cx.abstract_syntax), str(cx.transfer_syntax[0])) for cx in assoc.accepted_contexts},
-            _Taking(self, call),
+            {
+                cx.context_id: Context(cx.context_id, str(cx.abstract_syntax), str(cx.transfer_syntax[0]), bool(cx.as_scp))
+                for cx in assoc.accepted_contexts
+            },
+            _Taking(self, call, other),
             maximum_pdu=_PDU_BYTES,
             peer_maximum_pdu=int(assoc.requestor.maximum_length or 0),
             idle_seconds=self._settings.receiver_idle_seconds,
@@ -213,8 +221,10 @@ class StorageProvider(Generic[Call]):
             end = conversation.run()
         finally:
             assoc.is_established = False
+            if other is not None:
+                other.end()
             self._calls.pop(assoc, None)
-            self._names.pop(assoc, None)
+            self._callers.pop(assoc, None)
             self._metrics.count("hub_receiver_associations_ended_total", reason=end)
             self._count_open(but=assoc)
 
@@ -247,17 +257,14 @@ class StorageProvider(Generic[Call]):
         )
         return self._take(call, arrival)
 
-    def other(self, call: Call | None, message: Message) -> Iterable[Outgoing] | None:
-        """Answer any other message."""
-        return None if call is None else self._other(call, message)
-
 
 class _Taking(Generic[Call]):
     """What one association's messages are for: a `Handler`."""
 
-    def __init__(self, provider: StorageProvider[Call], call: Call | None) -> None:
+    def __init__(self, provider: StorageProvider[Call], call: Call | None, other: Other | None) -> None:
         self._provider = provider
         self._call = call
+        self.other = other
 
     def open(self, context: Context, command: Command) -> Spool:
         try:
@@ -269,9 +276,6 @@ class _Taking(Generic[Call]):
 
     def store(self, context: Context, command: Command, body: Spool) -> Answer:
         return self._provider.store(self._call, context, command, body)
-
-    def other(self, message: Message) -> Iterable[Outgoing] | None:
-        return self._provider.other(self._call, message)
 
 
 def _on_pdu_sent(event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
