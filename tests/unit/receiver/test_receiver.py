@@ -10,8 +10,8 @@ from hub_events import Event
 from hub_events.types import InstanceReceived
 from hub_ingest.accepted import STORAGE_SOP_CLASSES
 from hub_ingest.arrival import Answer, Arrival, Spool
-from hub_ingest.intake import Call
-from hub_ingest.receiver import METRICS, Receiver
+from hub_ingest.intake import Call, Intake
+from hub_ingest.receiver import METRICS, SOURCE, Receiver
 from hub_ingest.receiver_scp import supported_contexts
 from hub_ingest.settings import ReceiverSettings
 from hub_objectstore import MemoryObjectStore
@@ -48,7 +48,7 @@ class Setting:
         self.store = MemoryObjectStore()
         self.producer = FakeProducer(self.store)
         self.metrics = Metrics(METRICS)
-        self.receiver = Receiver(self.store, self.producer, self.metrics)
+        self.receiver = Receiver(Intake(self.store, self.producer, source=SOURCE, origin="c-store"), self.metrics)
         self.call = Call(TRUST)
 
     def take(self, arrival: Arrival) -> Answer:

@@ -1,23 +1,17 @@
 """Send DICOM files by C-STORE: find them, negotiate what they are, send them as they are (PS3.4 B, PS3.8 9.3.2)."""
 
-import os
-import socket
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hub_dicom.sending import CONTEXTS_PER_ASSOCIATION, NoAssociation, NotSent, StoreAssociation, store_association
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import MediaStorageDirectoryStorage
-from pynetdicom import AE, _config, build_context, evt
 
-_CONTEXTS_PER_ASSOCIATION = 128  # PS3.8 9.3.2.2: context ids are the odd numbers from 1 to 255
 _MAGIC_OFFSET, _MAGIC = 128, b"DICM"
-_ASSOCIATION_SECONDS = 10  # a receiver that was killed never answers
-_TIMEOUT_SECONDS = 60
 _WARNINGS = range(0xB000, 0xC000)  # PS3.7 C.2: stored, with a remark
 _MEANINGS = {
     0x0000: "stored",
@@ -127,7 +121,7 @@ def pack(files: Sequence[DicomFile], jobs: int = 1) -> list[list[DicomFile]]:
     contexts: set[tuple[str, str]] = set()
     size = 0
     for file in (file for folder in folders.values() for file in folder):
-        full = file.context not in contexts and len(contexts) == _CONTEXTS_PER_ASSOCIATION
+        full = file.context not in contexts and len(contexts) == CONTEXTS_PER_ASSOCIATION
         if current and (full or size >= share):
             associations.append(current)
             current, contexts, size = [], set(), 0
@@ -151,7 +145,6 @@ def send(
 
     `progress` is called once a file, from the sending threads. Never raises for a file or a peer: see each `Outcome`.
     """
-    _config.STORE_SEND_CHUNKED_DATASET = True  # the data set goes from the file to the socket; it is neither decoded nor held in memory
     with ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="send") as pool:
         batches = pool.map(lambda batch: _send_batch(batch, (host, port), (calling, called), progress), pack(files, jobs))
         return [outcome for batch in batches for outcome in batch]
@@ -182,62 +175,30 @@ def _send_batch(
         outcomes.append(Outcome(file.path, file.size, status, text))
         progress(outcomes[-1])
 
-    rest = list(batch)
-    association: Any = None
+    rest = deque(batch)
+    (host, port), (calling, called) = address, titles
     while rest:
-        if association is None or not association.is_established:
-            association, refusal = _associate(rest, address, titles)
-            if association is None:
-                for file in rest:
-                    done(file, None, refusal)
-                return outcomes
-        file = rest.pop(0)
-        accepted = {(context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts}
-        if file.context not in accepted:
-            done(file, None, "the receiver takes no such SOP class in this transfer syntax")
-            continue
+        pairs = list(dict.fromkeys(file.context for file in rest))[:CONTEXTS_PER_ASSOCIATION]
         try:
-            answer = association.send_c_store(os.fspath(file.path))
-        except (OSError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
-            done(file, None, f"could not be sent: {type(error).__name__}")
-            continue
-        if "Status" in answer:
-            remark = str(answer.get("ErrorComment") or "")  # PS3.7 C: what the receiver says of it, 64 characters at most
-            done(file, int(answer.Status), f"0x{answer.Status:04X} {meaning(int(answer.Status))}" + (f" ({remark})" if remark else ""))
-        else:
-            done(file, None, "no answer: the connection broke or timed out")
-    if association is not None and association.is_established:
-        association.release()
+            with store_association(host, port, calling=calling, called=called, pairs=pairs) as association:
+                _send_one(association, rest.popleft(), done)
+                while rest and association.established:
+                    _send_one(association, rest.popleft(), done)
+        except NoAssociation as refusal:
+            for file in rest:
+                done(file, None, str(refusal))
+            return outcomes
     return outcomes
 
 
-def _associate(files: Sequence[DicomFile], address: tuple[str, int], titles: tuple[str, str]) -> tuple[Any, str]:
-    """An established association for these files, or None and why there is none."""
-    calling, called = titles
-    entity = AE(ae_title=calling)
-    entity.acse_timeout = _ASSOCIATION_SECONDS
-    entity.dimse_timeout = entity.network_timeout = _TIMEOUT_SECONDS
-    entity.connection_timeout = 10
-    pairs = list(dict.fromkeys(file.context for file in files))[:_CONTEXTS_PER_ASSOCIATION]
-    association = entity.associate(
-        *address,
-        contexts=[build_context(sop_class, syntax) for sop_class, syntax in pairs],
-        ae_title=called,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)],
-    )
-    if association.is_established:
-        return association, ""
-    answer = association.acceptor.primitive
-    host, port = address
-    if association.is_rejected and answer is not None:
-        return None, f"{called} at {host}:{port} refuses {calling}: {answer.reason_str}"
-    if answer is not None:
-        return None, f"{called} at {host}:{port} takes none of what was proposed"
-    return None, f"nothing answers DICOM at {host}:{port}"
-
-
-def _no_delay(event: Any) -> None:  # noqa: ANN401 # pynetdicom is untyped
-    """Small packets wait for nobody: without it Nagle's algorithm costs up to 45 ms an instance."""
-    connection = event.assoc.dul.socket
-    if connection is not None and connection.socket is not None:
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _send_one(association: StoreAssociation, file: DicomFile, done: Callable[[DicomFile, int | None, str], None]) -> None:
+    if file.context not in association.accepted:
+        done(file, None, "the receiver takes no such SOP class in this transfer syntax")
+        return
+    try:
+        reply = association.send(file.path)
+    except NotSent as fault:
+        done(file, None, str(fault))
+        return
+    remark = f" ({reply.comment})" if reply.comment else ""  # PS3.7 C: what the receiver says of it, 64 characters at most
+    done(file, reply.status, f"0x{reply.status:04X} {meaning(reply.status)}{remark}")

@@ -110,7 +110,7 @@ class Intake:
         Raises:
             Refusal: the instance is answered with a failure.
         """
-        header, study_instance_uid, series_instance_uid, sop_instance_uid = _identify(arrival)
+        header, study_instance_uid, series_instance_uid, sop_instance_uid = identify(arrival)
         if only_study is not None and study_instance_uid != only_study:
             raise Refusal(OTHER_STUDY, "other-study", "Study Instance UID is not that of the request")
         meta = file_meta(arrival.sop_class_uid, sop_instance_uid, arrival.transfer_syntax_uid)
@@ -155,7 +155,7 @@ def _digest(meta: bytes, data_set: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _identify(arrival: Arrival) -> tuple[Header, str, str, str]:
+def identify(arrival: Arrival) -> tuple[Header, str, str, str]:
     """What the instance says it is; Study, Series and SOP Instance UID beside it.
 
     Raises:

@@ -4,11 +4,11 @@ association  who calls?  (receiver_scp)
 C-STORE      read the identity -> Part 10 under its digest's key -> event (intake) -> answer
 """  # fmt: skip
 
+import sys
 import time
-from typing import Final
+from typing import Final, Protocol
 
 from hub_dicom import Trusts, UnusableTrusts
-from hub_objectstore import ObjectStore
 from hub_runtime import logger
 from hub_runtime.errors import StopProcess
 from hub_runtime.metrics import Metric, Metrics
@@ -18,7 +18,7 @@ from hub_runtime.settings import open_store
 
 from hub_ingest import commitment_scp
 from hub_ingest.arrival import Answer, Arrival
-from hub_ingest.intake import PROCESSING_FAILURE, SUCCESS, Call, Intake, Producer, Refusal, watch_parts
+from hub_ingest.intake import PROCESSING_FAILURE, SUCCESS, Call, Intake, Refusal, Taken, watch_parts
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.receiver_tls import METRICS as TLS_METRICS
 from hub_ingest.receiver_tls import TlsDoor, TlsFiles, UnusableCertificates
@@ -49,11 +49,20 @@ METRICS: Final = (
 log = logger()
 
 
+class TakesIn(Protocol):
+    """Where instances go: to the hub, or to a spool on the way to it."""
+
+    def take(self, call: Call, arrival: Arrival) -> Taken:
+        """Returning promises that the instance is durable, and whatever else belongs to success. Raises `Refusal`."""
+        ...
+
+
 class Receiver:
     """Takes instances. Safe from many threads: each association has its own."""
 
-    def __init__(self, store: ObjectStore, producer: Producer, metrics: Metrics) -> None:
-        self._intake = Intake(store, producer, source=SOURCE, origin="c-store")
+    def __init__(self, intake: TakesIn, metrics: Metrics) -> None:
+        """What comes goes to `intake`."""
+        self._intake = intake
         self._metrics = metrics
 
     def take(self, call: Call, arrival: Arrival) -> Answer:
@@ -84,7 +93,12 @@ class Receiver:
 
 
 def main() -> None:
-    """Run the receiver until SIGTERM: `hub-receiver [--workers N]`."""
+    """Run the receiver until SIGTERM: `hub-receiver [--workers N]`, or, inside a trust, `hub-receiver --spool DIR`."""
+    if any(argument.split("=")[0] == "--spool" for argument in sys.argv[1:]):
+        from hub_ingest import spool  # noqa: PLC0415 - it builds on this module
+
+        spool.main()
+        return
     run_service(SOURCE, ReceiverSettings, _serve, metrics=METRICS)
 
 
@@ -97,7 +111,7 @@ def _serve(service: Service[ReceiverSettings]) -> None:
     tls = _tls(service)
     store = open_store(settings)
     with EventProducer(settings) as producer:
-        receiver = Receiver(store, producer, service.metrics)
+        receiver = Receiver(Intake(store, producer, source=SOURCE, origin="c-store"), service.metrics)
         commitment = commitment_scp.CommitmentProvider(
             store, service.metrics, wait_seconds=settings.commitment_wait_seconds, maximum=settings.commitment_references
         )
