@@ -108,7 +108,7 @@ def _serve(service: Service[ReceiverSettings]) -> None:
         trusts = Trusts.load(settings.trusts_file)
     except UnusableTrusts as error:
         raise StopProcess(f"the trusts cannot be used: {error}", exit_code=78) from error
-    tls = _tls(service)
+    tls = tls_door(settings, service.metrics)
     store = open_store(settings)
     with EventProducer(settings) as producer:
         receiver = Receiver(Intake(store, producer, source=SOURCE, origin="c-store"), service.metrics)
@@ -142,13 +142,17 @@ def _serve(service: Service[ReceiverSettings]) -> None:
             log.info("no longer listening", count=unfinished)
 
 
-def _tls(service: Service[ReceiverSettings]) -> TlsDoor | None:
-    settings = service.settings
+def tls_door(settings: ReceiverSettings, metrics: Metrics) -> TlsDoor | None:
+    """What the TLS port needs, where there shall be one.
+
+    Raises:
+        StopProcess: the certificates cannot be used.
+    """
     certificate, key, ca = settings.receiver_tls_certificate_file, settings.receiver_tls_key_file, settings.receiver_tls_ca_file
     if settings.receiver_tls_port is None or certificate is None or key is None or ca is None:
         return None
     try:
-        return TlsDoor(TlsFiles(certificate, key, ca), service.metrics)
+        return TlsDoor(TlsFiles(certificate, key, ca), metrics)
     except UnusableCertificates as error:
         raise StopProcess(f"TLS cannot be offered: {error}", exit_code=78) from error
 

@@ -18,7 +18,7 @@ from hub_runtime.service import EXIT_SETTINGS, Service, run_service
 
 from hub_ingest.arrival import Arrival
 from hub_ingest.intake import OUT_OF_RESOURCES, Call, Refusal, Taken, identify
-from hub_ingest.receiver import METRICS, Receiver
+from hub_ingest.receiver import METRICS, Receiver, tls_door
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.spool_folder import SpoolFolder, SpoolFull, SpoolInUse
 from hub_ingest.spool_forwarder import Forwarder
@@ -95,12 +95,23 @@ def _serve(service: Service[SpoolSettings]) -> None:
     if len(trusts.trusts) != 1:
         raise StopProcess("HUB_TRUSTS_FILE must name one trust: a spool forwards under one AE title", exit_code=EXIT_SETTINGS)
     receiver = Receiver(SpoolIntake(spool), service.metrics)
-    provider = StorageProvider(settings, trusts, admit=Call, take=receiver.take, metrics=service.metrics, folder=spool.incoming)
+    provider = StorageProvider(
+        settings,
+        trusts,
+        admit=Call,
+        take=receiver.take,
+        metrics=service.metrics,
+        folder=spool.incoming,
+        tls=tls_door(settings, service.metrics),
+    )
     service.start_thread("figures", lambda: _watch(service, spool))
     forwarding = service.start_thread("forward", Forwarder(spool, settings, service.metrics, service.stop).run)
     try:
         service.start_thread("accept", provider.serve)
         log.info("listening", host=settings.receiver_host, port=provider.port, called_ae=settings.receiver_ae_title)
+        if provider.tls_port is not None:
+            service.start_thread("accept-tls", provider.serve_tls)
+            log.info("listening for TLS", host=settings.receiver_host, port=provider.tls_port)
         service.wait()
     finally:
         unfinished = provider.close(settings.drain_seconds)
