@@ -199,6 +199,41 @@ def test_a_replica_that_is_back_within_the_session_serves_at_once(broker: str, t
         assert time.monotonic() - started < 10  # the session is 30 s: without static membership it would have to end first
 
 
+def test_a_study_that_never_gets_quiet_is_closed_at_the_limit_and_goes_on(broker: str, tmp_path: Path) -> None:
+    with ingest(broker, None, tmp_path, quiet_seconds=3.0) as hub:
+        hub.start("assembler", assembler_limit_seconds=4).wait_ready()
+        study, number = hub.study(), 0
+        deadline = time.monotonic() + 30
+        while len(quiets(hub, study)) < 2:
+            assert time.monotonic() < deadline, "a study without a pause was not closed at its limit"
+            hub.announce([hub.instance(study, number)])
+            number += 1
+            time.sleep(0.3)
+        first, second = quiets(hub, study)
+        assert first.id != second.id
+        assert (first.time - first.data.last_seen).total_seconds() < 3, "it was not quiet"
+        assert (second.time - first.time).total_seconds() >= 4
+        wait_for("the rest is quiet", lambda: quiets(hub, study)[-1].data.last_seen == last_arrivals(hub)[study])
+
+
+def test_a_killed_assembler_s_partitions_are_served_again_within_15_s(broker: str, tmp_path: Path) -> None:
+    with ingest(broker, None, tmp_path, quiet_seconds=0.5) as hub:
+        killed = hub.start("assembler").wait_ready()
+        early = hub.study()
+        hub.announce([hub.instance(early, 0)])
+        wait_for("the row", lambda: killed.metric("hub_assembler_instances_total") >= 1)
+        killed.kill()
+        start = time.monotonic()
+        later = hub.study()
+        hub.announce([hub.instance(later, 0)])
+        hub.start("assembler")  # as a supervisor does at once, under the same replica's name
+        wait_for("both quiet", lambda: quiets(hub, early) and quiets(hub, later))
+        seconds = time.monotonic() - start
+        print(f"from SIGKILL to the next study said quiet: {seconds:.1f} s")
+        assert seconds < 15
+        assert len({event.id for event in quiets(hub, early)}) == 1
+
+
 def test_topics_that_are_missing_are_waited_for_and_never_made(broker: str, tmp_path: Path) -> None:
     admin = AdminClient({"bootstrap.servers": broker})
     for future in admin.delete_topics([CHANGELOG], operation_timeout=10).values():

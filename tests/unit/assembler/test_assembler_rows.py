@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 from hub_events import Event, decode, encode
 from hub_events.types import InstanceReceived, ObjectReference
-from hub_ingest.assembler_rows import INSTANCES, Row, Ticks, is_quiet, quiet_event, row_key, study_of, take_in, tick_event
+from hub_ingest.assembler_rows import INSTANCES, Patience, Row, Ticks, is_due, is_quiet, quiet_event, row_key, study_of, take_in, tick_event
 from pydantic import BaseModel
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"
@@ -105,7 +105,7 @@ def test_a_tick_follows_the_trace_and_has_the_key_of_the_instances() -> None:
 
 def due(ticks: Ticks, now: int, *rows: Row, held: dict[int, int] | None = None) -> list[int]:
     table = [(row_key("northgate", f"1.2.{number}"), one.pack()) for number, one in enumerate(rows)]
-    found = ticks.due(table, now=now, held_since={7: 0} if held is None else held, quiet_seconds=lambda _trust: 2.0)
+    found = ticks.due(table, now=now, held_since={7: 0} if held is None else held, patience=lambda _trust: Patience(2.0, 3600.0))
     return [int(study_of(key)[1].removeprefix("1.2.")) for key, _ in found]
 
 
@@ -122,3 +122,20 @@ def test_a_look_is_repeated_with_growing_pauses_and_anew_after_an_arrival() -> N
     assert pauses == [1000, 2000, 4000, 8000, 16_000, 32_000, 32_000]
     assert due(ticks, NOW + 122_001, row(NOW + 100_000)) == [0]
     assert due(ticks, NOW + 122_101, row(NOW + 100_000)) == []
+
+
+@pytest.mark.parametrize(("seconds", "due"), [(0, False), (59.9, False), (60, True), (7 * 86_400, True)])
+def test_a_study_that_never_gets_quiet_is_closed_at_its_limit(seconds: float, *, due: bool) -> None:
+    tick = NOW + round(seconds * 1000)
+    busy = row(first_seen=NOW, last_seen=tick)
+    assert is_due(busy, tick=tick, held_since=tick, patience=Patience(30.0, 60.0)) is due
+
+
+def test_what_comes_a_week_after_its_study_was_closed_opens_it_anew() -> None:
+    week = 7 * 86_400_000
+    first = take_in(None, arrival(), moment=NOW, partition=7)
+    assert is_due(first, tick=NOW + 2000, held_since=0, patience=Patience(2.0, 3600.0))
+    late = take_in(None, arrival(), moment=NOW + week, partition=7)
+    assert not is_due(late, tick=NOW + week + 1999, held_since=0, patience=Patience(2.0, 3600.0))
+    assert is_due(late, tick=NOW + week + 2000, held_since=0, patience=Patience(2.0, 3600.0))
+    assert quiet_event(KEY, late).id != quiet_event(KEY, first).id

@@ -60,6 +60,8 @@ class Trust(_Strict):
     commitment: CommitmentAddress | None = None
     quiet_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300
     """After so long without an instance a study is taken to be complete."""
+    limit_seconds: Annotated[float, Field(gt=0, le=604_800)] | None = None
+    """After so long a study that never gets quiet is closed as it is, and goes on as the next revision; the assembler's own limit if not set."""
     assigning_authority: Annotated[str, Field(min_length=1, max_length=64)]
     """The issuer of its local patient numbers."""
     national_number: NationalNumber | None = None

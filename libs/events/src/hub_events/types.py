@@ -304,7 +304,7 @@ class StudyQuarantined(BaseModel):
 
 class StudyQuiet(BaseModel):
     """
-    No instance of the study has come from this trust for the trust's quiet time.
+    No instance of the study has come from this trust for the trust's quiet time, or the study has gone on for longer than the limit.
     """
 
     model_config = ConfigDict(

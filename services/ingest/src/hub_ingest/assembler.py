@@ -31,7 +31,7 @@ from hub_runtime.service import EXIT_SOFTWARE
 from hub_runtime.workers import exit_now
 from pydantic import BaseModel
 
-from hub_ingest.assembler_rows import INSTANCES, SERVICE, Row, Ticks, is_quiet, quiet_event, row_key, take_in, tick_event
+from hub_ingest.assembler_rows import INSTANCES, SERVICE, Patience, Row, Ticks, is_due, quiet_event, row_key, take_in, tick_event
 from hub_ingest.assembler_settings import AssemblerSettings
 from hub_ingest.assembler_transport import PatientTransport
 
@@ -148,7 +148,7 @@ class Assembler:
                 key = row_key(data.trust, data.study_instance_uid)
                 found = self._row(key)
                 since = self._held_since.get(partition, moment)
-                if found and is_quiet(found, tick=moment, held_since=since, quiet_seconds=self._quiet_seconds(data.trust)):
+                if found and is_due(found, tick=moment, held_since=since, patience=self._patience(data.trust)):
                     await self._send(quiet_event(key, found))
                     del self._table[key]
                     self._metrics.count("hub_assembler_quiet_total", trust=data.trust)
@@ -213,7 +213,7 @@ class Assembler:
             self._metrics.set("hub_assembler_studies", len(rows))
             if not self._recovered:
                 continue
-            due = self._ticks.due(list(rows.items()), now=_now(), held_since=self._held_since, quiet_seconds=self._quiet_seconds)
+            due = self._ticks.due(list(rows.items()), now=_now(), held_since=self._held_since, patience=self._patience)
             for key, row in due:
                 record_key, value, headers = encode(cast("Event[BaseModel]", tick_event(key, row)))
                 try:
@@ -292,10 +292,11 @@ class Assembler:
         value = self._table.get(key)
         return Row.unpack(value) if value is not None else None
 
-    def _quiet_seconds(self, name: str) -> float:
-        """The trust's quiet time; a trust that is no longer in the file gets the default, so that its open studies still close."""
+    def _patience(self, name: str) -> Patience:
+        """The trust's quiet time and limit; a trust that is no longer in the file gets the defaults, so that its open studies still close."""
         trust = self._trusts.by_name(name)
-        return trust.quiet_seconds if trust else float(Trust.model_fields["quiet_seconds"].default)
+        quiet = trust.quiet_seconds if trust else float(Trust.model_fields["quiet_seconds"].default)
+        return Patience(quiet, (trust and trust.limit_seconds) or self._settings.assembler_limit_seconds)
 
 
 class AssemblerFailed(StopProcess):

@@ -68,6 +68,25 @@ def take_in(row: Row | None, event: Event[InstanceReceived], *, moment: int, par
     return Row(row.instances + 1, row.first_seen, max(row.last_seen, moment), partition, event.traceparent)
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a trust's studies are waited for."""
+
+    quiet_seconds: float
+    """Without an arrival."""
+    limit_seconds: float
+    """Since the first arrival, with or without further ones."""
+
+
+def is_due(row: Row, *, tick: int, held_since: int, patience: Patience) -> bool:
+    """Whether a tick with this time closes the study: it is quiet, or has gone on for longer than the limit.
+
+    A study of the second kind goes on: its next arrival opens a row, and another revision.
+    """
+    over = tick - row.first_seen >= patience.limit_seconds * 1000
+    return over or is_quiet(row, tick=tick, held_since=held_since, quiet_seconds=patience.quiet_seconds)
+
+
 def is_quiet(row: Row, *, tick: int, held_since: int, quiet_seconds: float) -> bool:
     """Whether a tick with this time finds the study quiet.
 
@@ -111,7 +130,7 @@ class Ticks:
         self._sent: dict[bytes, tuple[int, int, int]] = {}
 
     def due(
-        self, rows: Iterable[tuple[bytes, bytes]], *, now: int, held_since: Mapping[int, int], quiet_seconds: Callable[[str], float]
+        self, rows: Iterable[tuple[bytes, bytes]], *, now: int, held_since: Mapping[int, int], patience: Callable[[str], Patience]
     ) -> list[tuple[bytes, Row]]:
         """The studies to look at. `held_since`: partition to time; a row of a partition that is not held gets no tick."""
         due: list[tuple[bytes, Row]] = []
@@ -119,7 +138,7 @@ class Ticks:
         for key, value in rows:
             row = Row.unpack(value)
             since = held_since.get(row.partition)
-            if since is None or not is_quiet(row, tick=now, held_since=since, quiet_seconds=quiet_seconds(study_of(key)[0])):
+            if since is None or not is_due(row, tick=now, held_since=since, patience=patience(study_of(key)[0])):
                 continue
             last_seen, again, pause = self._sent.get(key, (row.last_seen, now, 500))
             if last_seen != row.last_seen:
