@@ -19,6 +19,7 @@ from hub_dicom.synthetic import SyntheticPatient, synthetic_series, synthetic_ui
 from hub_ingest.receiver_scp import supported_contexts
 from hub_objectstore import S3ObjectStore
 from pynetdicom import build_context
+from support.certificates import Authority
 from support.dicom_files import real_files, write_series
 from support.receiver_process import ReceiverProcess, StartReceiver
 from support.senders import Peer, Sent, send
@@ -26,6 +27,7 @@ from support.spool import CT, EXPLICIT, fill, hub, names, start_spool, tiny
 
 BUCKET = "identifiable"
 PATIENT = SyntheticPatient("SYNTHETIC^SPOOL", "S-1")
+EASTON_TITLE = "EASTON"
 NOBODY = 9  # the port where no hub listens
 
 
@@ -46,6 +48,36 @@ def _key(path: Path) -> str:
     stored = file_meta(meta.sop_class_uid, meta.sop_instance_uid, meta.transfer_syntax_uid) + data_set
     sha256 = hashlib.sha256(stored).hexdigest()
     return instance_key("northgate", str(header.study_instance_uid), str(header.series_instance_uid), meta.sop_instance_uid, sha256)
+
+
+def test_it_forwards_over_mutual_tls_and_never_to_a_hub_that_cannot_prove_itself(
+    start_receiver: StartReceiver, admin_store: S3ObjectStore, tmp_path: Path
+) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    server, router = authority.issue("hub.example", file="server"), authority.issue("router.easton.example")
+    receiver_tls = {
+        "HUB_RECEIVER_TLS_PORT": "0",
+        "HUB_RECEIVER_TLS_CERTIFICATE_FILE": str(server.certificate),
+        "HUB_RECEIVER_TLS_KEY_FILE": str(server.key),
+        "HUB_RECEIVER_TLS_CA_FILE": str(authority.file),
+    }
+    spool_tls = {
+        "spool_calling_ae": EASTON_TITLE,
+        "spool_tls_certificate_file": router.certificate,
+        "spool_tls_key_file": router.key,
+        "spool_tls_ca_file": other.file,
+    }
+    with start_receiver(**receiver_tls) as receiver:
+        port = int(receiver.line("listening for TLS")["port"])
+        with start_spool(tmp_path, port, **spool_tls) as spool:
+            assert [one.status for one in send(_peer(spool), _series(tmp_path / "files", "spooled-tls", 5))] == [0] * 5
+            spool.wait_until(lambda: spool.metric("hub_spool_retries_total") > 0)
+            assert len(names(tmp_path, "waiting")) == 5, "another CA's hub gets nothing"
+            # The file changes under the running process: the next association sees the right CA.
+            other.file.write_bytes(authority.file.read_bytes())
+            spool.wait_until(lambda: names(tmp_path, "waiting") == [], seconds=60)
+        stored = list(admin_store.list(BUCKET, f"easton/{synthetic_uid('spooled-tls')}/"))
+        assert len(stored) == 5
 
 
 def test_what_came_while_the_line_was_down_is_in_the_hub_when_it_is_back(

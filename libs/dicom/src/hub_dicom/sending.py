@@ -1,6 +1,7 @@
 """C-STORE as a service class user: Part 10 files go out as they are, never decoded or converted (PS3.4 B, PS3.8 9.3.2)."""
 
 import socket
+import ssl
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,8 +73,12 @@ class StoreAssociation:
 
 
 @contextmanager
-def store_association(host: str, port: int, *, calling: str, called: str, pairs: Collection[Pair]) -> Iterator[StoreAssociation]:
+def store_association(
+    host: str, port: int, *, calling: str, called: str, pairs: Collection[Pair], tls: ssl.SSLContext | None = None
+) -> Iterator[StoreAssociation]:
     """An association that proposes each pair in a context of its own; released at the end, if it still stands.
+
+    With `tls` it runs inside TLS, and the peer's certificate must be for `host` where the context says so.
 
     Raises:
         NoAssociation: nobody answers, or the peer does not want it or any of it.
@@ -91,6 +96,7 @@ def store_association(host: str, port: int, *, calling: str, called: str, pairs:
         contexts=[build_context(sop_class, syntax) for sop_class, syntax in pairs],
         ae_title=called,
         evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)],
+        tls_args=None if tls is None else (tls, host),
     )
     if not association.is_established:
         answer = association.acceptor.primitive

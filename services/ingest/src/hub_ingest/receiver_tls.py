@@ -65,6 +65,8 @@ class TlsFiles:
     certificate: Path
     key: Path
     ca: Path
+    setting: str = "HUB_RECEIVER_TLS"
+    """What the settings' names start with, for messages."""
 
     def state(self) -> tuple[tuple[int, int, int], ...]:
         """What changes when a file does. Raises OSError where one is missing."""
@@ -79,26 +81,40 @@ class TlsFiles:
             UnusableCertificates: a file cannot be read or is not what it should be.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.num_tickets = 0
+        self._load(context)
+        return context
+
+    def client_context(self) -> ssl.SSLContext:
+        """The client's side of the profile: the server must show a certificate of the CAs for the host that is called.
+
+        Raises:
+            UnusableCertificates: a file cannot be read or is not what it should be.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._load(context)
+        return context
+
+    def _load(self, context: ssl.SSLContext) -> None:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(":".join(CIPHER_SUITES))
         # RFC 9325 3.3 to 3.5: no compression, no renegotiation. No tickets: each session shows its certificate anew.
-        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
-        context.num_tickets = 0
+        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_cert_chain(self.certificate, self.key, password=_no_password)
         except OSError as error:  # an SSLError is one
             raise UnusableCertificates(
-                f"HUB_RECEIVER_TLS_CERTIFICATE_FILE ({self.certificate.name}) and HUB_RECEIVER_TLS_KEY_FILE ({self.key.name}) "
+                f"{self.setting}_CERTIFICATE_FILE ({self.certificate.name}) and {self.setting}_KEY_FILE ({self.key.name}) "
                 "must be PEM files, the key without a password and of the certificate"
             ) from error
         try:
             context.load_verify_locations(self.ca)
         except OSError as error:
             raise UnusableCertificates(
-                f"HUB_RECEIVER_TLS_CA_FILE ({self.ca.name}) must be a PEM file of the CAs that issue the trusts' certificates"
+                f"{self.setting}_CA_FILE ({self.ca.name}) must be a PEM file of the CAs that issue the others' certificates"
             ) from error
-        return context
 
 
 class TlsDoor:

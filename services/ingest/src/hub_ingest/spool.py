@@ -20,6 +20,7 @@ from hub_ingest.arrival import Arrival
 from hub_ingest.intake import OUT_OF_RESOURCES, Call, Refusal, Taken, identify
 from hub_ingest.receiver import METRICS, Receiver, tls_door
 from hub_ingest.receiver_scp import StorageProvider
+from hub_ingest.receiver_tls import UnusableCertificates
 from hub_ingest.spool_folder import SpoolFolder, SpoolFull, SpoolInUse
 from hub_ingest.spool_forwarder import Forwarder
 from hub_ingest.spool_settings import SpoolSettings
@@ -92,6 +93,11 @@ def _serve(service: Service[SpoolSettings]) -> None:
         raise StopProcess(f"the trusts cannot be used: {error}", exit_code=EXIT_SETTINGS) from error
     except (SpoolInUse, OSError) as error:
         raise StopProcess(f"the spool's folder cannot be used: {error}", exit_code=EXIT_SETTINGS) from error
+    try:
+        if settings.tls is not None:
+            settings.tls.client_context()
+    except UnusableCertificates as error:
+        raise StopProcess(f"the hub cannot be called over TLS: {error}", exit_code=EXIT_SETTINGS) from error
     if len(trusts.trusts) != 1:
         raise StopProcess("HUB_TRUSTS_FILE must name one trust: a spool forwards under one AE title", exit_code=EXIT_SETTINGS)
     receiver = Receiver(SpoolIntake(spool), service.metrics)

@@ -16,6 +16,7 @@ from hub_dicom.sending import CONTEXTS_PER_ASSOCIATION, NoAssociation, NotSent, 
 from hub_runtime import logger
 from hub_runtime.metrics import Metrics
 
+from hub_ingest.receiver_tls import UnusableCertificates
 from hub_ingest.spool_folder import SpoolFolder, Waiting
 from hub_ingest.spool_settings import SpoolSettings
 
@@ -115,10 +116,16 @@ class Forwarder:
         if not ready:
             return
         host, port = self._settings.hub
-        titles = {"calling": self._settings.spool_calling_ae, "called": self._settings.spool_called_ae}
+        calling, called, files = self._settings.spool_calling_ae, self._settings.spool_called_ae, self._settings.tls
         try:
-            with store_association(host, port, pairs=list(pairs), **titles) as association:
+            # Anew for each association: a renewed certificate counts for the next one.
+            tls = files.client_context() if files is not None else None
+            with store_association(host, port, pairs=list(pairs), calling=calling, called=called, tls=tls) as association:
                 self._send_all(association, ready)
+        except UnusableCertificates as fault:
+            log.error("instances wait: the hub cannot be called over TLS", reason=str(fault))  # noqa: TRY400 - where is no news
+            self._pauses.unreachable()
+            self._later("certificates")
         except NoAssociation as fault:
             refused = [(entry, fault.refused.get(pair)) for entry, pair in ready]
             if not all(result in _CONTEXT_REFUSED for _, result in refused):

@@ -1,10 +1,11 @@
 """What the receiver is told from outside where it spools inside a trust."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
+from hub_ingest.receiver_tls import TlsFiles
 from hub_ingest.settings import ReceiverSettings
 
 _AE_TITLE = r"^[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?$"
@@ -25,10 +26,28 @@ class SpoolSettings(ReceiverSettings):
     spool_calling_ae: Annotated[str, Field(pattern=_AE_TITLE)]
     """What the spool calls itself at the hub: an AE title of this trust there."""
     spool_called_ae: Annotated[str, Field(pattern=_AE_TITLE)] = "REGIONALHUB"
+    spool_tls_certificate_file: Path | None = None
+    """PEM: the certificate that the spool shows the hub. Set, the hub is called over TLS; read anew for each association, as are the next two."""
+    spool_tls_key_file: Path | None = None
+    """PEM: its key, without a password."""
+    spool_tls_ca_file: Path | None = None
+    """PEM: the CAs that issue the hub's certificate, which must be for the host of HUB_SPOOL_FORWARD_TO."""
     spool_maximum_bytes: Annotated[int, Field(ge=1)] = 100 * 2**30
     """What waits and what was refused may take so much together; what does not fit is answered with 0xA700."""
     spool_retry_seconds: Annotated[float, Field(gt=0)] = 30
     """The longest pause before the hub is tried again."""
+
+    @model_validator(mode="after")
+    def _forward_tls_whole(self) -> Self:
+        if len({file is None for file in (self.spool_tls_certificate_file, self.spool_tls_key_file, self.spool_tls_ca_file)}) > 1:
+            raise ValueError("HUB_SPOOL_TLS_CERTIFICATE_FILE, HUB_SPOOL_TLS_KEY_FILE and HUB_SPOOL_TLS_CA_FILE go together")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What the hub is called with, None: in the clear."""
+        certificate, key, ca = self.spool_tls_certificate_file, self.spool_tls_key_file, self.spool_tls_ca_file
+        return TlsFiles(certificate, key, ca, "HUB_SPOOL_TLS") if certificate is not None and key is not None and ca is not None else None
 
     @property
     def hub(self) -> tuple[str, int]:
