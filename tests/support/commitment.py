@@ -1,5 +1,6 @@
 """A sender that asks for storage commitment, and listens for reports."""
 
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,12 +56,12 @@ class Inbox:
 
 
 @contextmanager
-def listening(port: int, *, ae_title: str = "NORTHGATE", accept_role: bool = True) -> Iterator[Inbox]:
+def listening(port: int, *, ae_title: str = "NORTHGATE", accept_role: bool = True, tls: ssl.SSLContext | None = None) -> Iterator[Inbox]:
     """A sender's own SCP, which takes reports."""
     inbox = Inbox()
     ae = AE(ae_title=ae_title)
     ae.add_supported_context(PUSH_MODEL, SYNTAXES, scu_role=accept_role, scp_role=accept_role)
-    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, inbox.take)])
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, inbox.take)], ssl_context=tls)
     try:
         yield inbox
     finally:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,13 +13,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hub_dicom import parse_instance_key
+from hub_dicom import Trust, parse_instance_key
 from hub_dicom.synthetic import SyntheticPatient, synthetic_series, synthetic_uid
+from hub_dicom.trusts import CommitmentAddress
+from hub_ingest.commitment import deliver
+from hub_ingest.commitment_ledger import Reference, Result
+from hub_ingest.receiver_tls import TlsFiles
 from hub_objectstore import S3ObjectStore
 from hub_parts import Parts
 from hub_parts.ports import free_port
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
+from support.certificates import Authority
 from support.commitment import PUSH_MODEL, SYNTAXES, Inbox, ask, asking, listening, request
 from support.dicom_files import write_series
 from support.receiver_process import TRUSTS, ReceiverProcess, StartReceiver
@@ -274,6 +280,26 @@ def test_images_and_reports_share_an_association(hub: Hub, tmp_path: Path) -> No
         assert [report.event_type for report in inbox.reports] == [1]
 
 
+def test_a_report_goes_over_mutual_tls_to_who_proves_itself(tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    router, hub_certificate = authority.issue("router.example"), authority.issue("hub.example")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(router.certificate, router.key)
+    port = free_port()
+    address = CommitmentAddress(host="127.0.0.1", port=port, ae_title="NORTHGATE", tls=True)
+    trust = Trust(name="northgate", ae_titles=("NORTHGATE",), addresses=("127.0.0.1/32",), assigning_authority="RNG", commitment=address)
+    result = Result(transaction_uid=generate_uid(), committed=(Reference(sop_class_uid=CT, sop_instance_uid="1.2.3"),))
+    with listening(port, tls=context) as inbox:
+        foreign = TlsFiles(hub_certificate.certificate, hub_certificate.key, other.file)
+        assert deliver(trust, result, calling="REGIONALHUB", tls=foreign) == "unreachable"
+        files = TlsFiles(hub_certificate.certificate, hub_certificate.key, authority.file)
+        assert deliver(trust, result, calling="REGIONALHUB", tls=files) == ""
+        assert [report.committed for report in inbox.reports] == [["1.2.3"]]
+        broken = TlsFiles(hub_certificate.certificate, router.key, authority.file)
+        assert deliver(trust, result, calling="REGIONALHUB", tls=broken) == "certificates"
+
+
 def test_verification_goes_on_without_it(hub: Hub) -> None:
     with association(hub.receiver.peer, [(PUSH_MODEL, SYNTAXES[0])]) as assoc:
         assert [context.abstract_syntax for context in assoc.accepted_contexts] == [PUSH_MODEL]
@@ -322,6 +348,7 @@ def _outcome(router: httpx.Client, place: str, seconds: float = 40) -> dict[str,
     return dict(answer)
 
 
+@pytest.mark.peers
 def test_orthanc_asks_and_is_told(hub: Hub, tmp_path: Path) -> None:
     with orthanc(tmp_path, hub.receiver.peer.port, hub.port) as router:
         contents = [one.content for one in synthetic_series(PATIENT, study="orthanc-commitment", instances=5)]
@@ -336,6 +363,7 @@ def test_orthanc_asks_and_is_told(hub: Hub, tmp_path: Path) -> None:
         assert "was not available" in json.dumps(outcome)
 
 
+@pytest.mark.peers
 def test_orthanc_is_told_although_the_receiver_was_killed(hub: Hub, start_receiver: StartReceiver, tmp_path: Path) -> None:
     with (
         start_receiver(HUB_TRUSTS_FILE=str(hub.trusts), HUB_COMMITMENT_WAIT_SECONDS="30") as victim,

@@ -198,3 +198,14 @@ def test_a_report_with_and_without_failures() -> None:
     failure = ledger.Failure(sop_class_uid=CT, sop_instance_uid="1.2.3.5", reason=0x0112)
     failed, data = report(Result(transaction_uid="1.2.9", failed=(failure,)))
     assert (failed, "ReferencedSOPSequence" in data, data.FailedSOPSequence[0].FailureReason) == (2, False, 0x0112)
+
+
+def test_what_ended_long_ago_is_forgotten_and_nothing_else() -> None:
+    store = MemoryObjectStore()
+    old, fresh = (ledger.open_transaction(store, TRUST, uid, ONE) for uid in ("1.2.5", "1.2.6"))
+    ledger.finish(store, old, "reported")
+    ledger.forget_done(store, datetime.now(UTC) - timedelta(seconds=60))
+    assert ledger.is_done(store, old)
+    ledger.forget_done(store, datetime.now(UTC) + timedelta(seconds=1))
+    assert not ledger.is_done(store, old)
+    assert ledger.load_request(store, fresh) is not None

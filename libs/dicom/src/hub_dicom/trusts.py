@@ -38,6 +38,8 @@ class CommitmentAddress(_Strict):
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?$")]
     port: Annotated[int, Field(ge=1, le=65535)]
     ae_title: str
+    tls: bool = False
+    """Called over TLS; its certificate must be for `host`."""
 
     @field_validator("ae_title")
     @classmethod

@@ -4,14 +4,16 @@ instance.received  ->  announced/<trust>/<instance>/<digest>                    
 every second       ->  open requests -> decide -> claim a try -> N-EVENT-REPORT   (tell, here)
 """  # fmt: skip
 
+import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from hub_dicom import Trust, Trusts, UnusableTrusts
 from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from hub_dicom.trusts import CommitmentAddress
 from hub_events import Event
 from hub_events.types import InstanceReceived
 from hub_objectstore import ObjectStore, StoreUnavailable
@@ -24,6 +26,7 @@ from pynetdicom import AE, _config, build_role
 from hub_ingest import commitment_ledger as ledger
 from hub_ingest.commitment_dicom import PUSH_MODEL, PUSH_MODEL_INSTANCE, SUCCESS, report
 from hub_ingest.commitment_settings import CommitmentSettings
+from hub_ingest.receiver_tls import TlsFiles, UnusableCertificates
 
 SERVICE: Final = "ingest.commitment"
 TOPIC: Final = "identifiable.instance.received"
@@ -38,11 +41,12 @@ METRICS: Final = (
 _CONNECT_SECONDS: Final = 10
 _ANSWER_SECONDS: Final = 30
 _SCAN_SECONDS: Final = 1.0
+_TIDY_SECONDS: Final = 3600.0
 
 log = logger()
 
 
-def deliver(trust: Trust, result: ledger.Result, *, calling: str) -> str:
+def deliver(trust: Trust, result: ledger.Result, *, calling: str, tls: TlsFiles | None) -> str:
     """Report on an association of our own; an empty text when the trust has acknowledged it, else why not, as a reason code.
 
     We are the SCP that calls: PS3.4 J.3.1 and PS3.7 D.3.3.4 want the role negotiated. Blocks for about a minute at most.
@@ -50,13 +54,28 @@ def deliver(trust: Trust, result: ledger.Result, *, calling: str) -> str:
     address = trust.commitment
     if address is None:
         return "no-address"
+    try:
+        context = tls.client_context() if address.tls and tls is not None else None
+    except UnusableCertificates as error:
+        log.error("a trust cannot be called over TLS", trust=trust.name, reason=str(error))  # noqa: TRY400 - where is no news
+        return "certificates"
+    return _report(address, result, calling, context)
+
+
+def _report(address: CommitmentAddress, result: ledger.Result, calling: str, context: ssl.SSLContext | None) -> str:
     ae = AE(ae_title=calling)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.connection_timeout = ae.acse_timeout = _CONNECT_SECONDS
     ae.dimse_timeout = ae.network_timeout = _ANSWER_SECONDS
     ae.add_requested_context(PUSH_MODEL, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-    assoc = ae.associate(address.host, address.port, ae_title=address.ae_title, ext_neg=[build_role(PUSH_MODEL, scp_role=True)])
+    assoc = ae.associate(
+        address.host,
+        address.port,
+        ae_title=address.ae_title,
+        ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
+        tls_args=None if context is None else (context, address.host),
+    )
     if not assoc.is_established:
         if assoc.is_rejected:
             return "rejected"
@@ -88,6 +107,7 @@ class Reporter:
         self._tell = tell
         self._busy: dict[tuple[str, str], Future[None]] = {}
         self._looks: dict[tuple[str, str], float] = {}
+        self._tidy_at = 0.0
 
     def run(self) -> None:
         """Until the service stops. Nothing that it meets stops the service."""
@@ -95,6 +115,7 @@ class Reporter:
             while not self._service.stop.wait(_SCAN_SECONDS):
                 try:
                     self.scan(pool)
+                    self.tidy()
                 except StoreUnavailable:
                     log.warning("open commitments could not be listed", reason="store-unavailable")
                 except Exception:
@@ -112,6 +133,13 @@ class Reporter:
                 self._busy[place] = pool.submit(self._attend, transaction)
         self._looks = {place: when for place, when in self._looks.items() if place in seen}
         self._service.metrics.set("hub_commitment_open", len(seen))
+
+    def tidy(self) -> None:
+        """Forget, once an hour, what ended long ago. Raises StoreUnavailable."""
+        if time.monotonic() < self._tidy_at:
+            return
+        self._tidy_at = time.monotonic() + _TIDY_SECONDS
+        ledger.forget_done(self._store, datetime.now(UTC) - timedelta(seconds=self._service.settings.commitment_remember_seconds))
 
     def _attend(self, transaction: ledger.Transaction) -> None:
         try:
@@ -168,6 +196,10 @@ def serve(service: Service[CommitmentSettings]) -> None:
         trusts = Trusts.load(settings.trusts_file)
     except UnusableTrusts as error:
         raise StopProcess(f"the trusts cannot be used: {error}", exit_code=78) from error
+    if settings.tls is None and any(trust.commitment is not None and trust.commitment.tls for trust in trusts.trusts):
+        raise StopProcess(
+            "a trust takes reports over TLS, which needs HUB_RECEIVER_TLS_CERTIFICATE_FILE, _KEY_FILE and _CA_FILE", exit_code=78
+        )
     store = open_store(settings)
 
     def handle(event: Event[BaseModel]) -> list[Event[BaseModel]]:
@@ -178,7 +210,9 @@ def serve(service: Service[CommitmentSettings]) -> None:
                 service.metrics.count("hub_commitment_ignored_total")
         return []
 
-    reporter = Reporter(service, store, trusts, tell=lambda trust, result: deliver(trust, result, calling=settings.receiver_ae_title))
+    reporter = Reporter(
+        service, store, trusts, tell=lambda trust, result: deliver(trust, result, calling=settings.receiver_ae_title, tls=settings.tls)
+    )
     service.start_thread("report", reporter.run)
     run_consumer(service, group=SERVICE, topics=[TOPIC], handle=handle, store=store, concurrency=8)
 

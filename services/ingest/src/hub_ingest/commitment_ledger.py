@@ -307,6 +307,13 @@ def is_done(store: ObjectStore, transaction: Transaction) -> bool:
     return store.stat(BUCKET, _done_key(transaction)) is not None
 
 
+def forget_done(store: ObjectStore, before: datetime) -> None:
+    """Take away the notes of transactions that ended before a moment. Raises StoreUnavailable."""
+    for info in list(store.list(BUCKET, f"{DONE}/")):
+        if info.last_modified < before:
+            store.delete(BUCKET, info.key)
+
+
 def _missing(store: ObjectStore, trust: str, reference: Reference) -> int | None:
     """Why an instance is not committed, or None. What an announcement names must also be there."""
     if reference.sop_class_uid not in STORAGE_SOP_CLASSES:

@@ -1,9 +1,12 @@
 """What storage commitment is told from outside."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
 from hub_runtime import ServiceSettings
-from pydantic import Field
+from pydantic import Field, model_validator
+
+from hub_ingest.receiver_tls import TlsFiles
 
 
 class CommitmentSettings(ServiceSettings):
@@ -21,3 +24,23 @@ class CommitmentSettings(ServiceSettings):
     """A report that nobody took for so long is given up."""
     commitment_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     """Reports at the same time: a trust that does not answer keeps one of them busy for up to a minute."""
+    commitment_remember_seconds: Annotated[float, Field(gt=0)] = 90 * 86_400
+    """So long a Transaction UID that was reported, or given up, is known and not taken again."""
+    receiver_tls_certificate_file: Path | None = None
+    """PEM: what it shows to trusts that are called over TLS; the receiver's. Read anew for each report, as are the next two."""
+    receiver_tls_key_file: Path | None = None
+    """PEM: its key, without a password."""
+    receiver_tls_ca_file: Path | None = None
+    """PEM: the CAs that issue the trusts' certificates."""
+
+    @model_validator(mode="after")
+    def _tls_whole(self) -> Self:
+        if len({file is None for file in (self.receiver_tls_certificate_file, self.receiver_tls_key_file, self.receiver_tls_ca_file)}) > 1:
+            raise ValueError("HUB_RECEIVER_TLS_CERTIFICATE_FILE, HUB_RECEIVER_TLS_KEY_FILE and HUB_RECEIVER_TLS_CA_FILE go together")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What trusts are called with over TLS, None: nothing."""
+        certificate, key, ca = self.receiver_tls_certificate_file, self.receiver_tls_key_file, self.receiver_tls_ca_file
+        return TlsFiles(certificate, key, ca) if certificate is not None and key is not None and ca is not None else None
