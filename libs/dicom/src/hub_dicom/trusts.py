@@ -67,6 +67,8 @@ class Trust(_Strict):
     assigning_authority: Annotated[str, Field(min_length=1, max_length=64)]
     """The issuer of its local patient numbers."""
     national_number: NationalNumber | None = None
+    router: bool = False
+    """Whether a router of its own puts objects and announces them (services/ingest/ROUTERS.md)."""
 
     def calls_from(self, address: str) -> bool:
         """Whether `address` is one that this trust's calls come from."""

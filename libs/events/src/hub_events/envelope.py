@@ -54,6 +54,8 @@ class Event(Generic[Data]):
     """The service that made it, as the registry names it: `ingest.closer`."""
     time: datetime
     traceparent: str
+    seal: str = ""
+    """See hub_events.seal; empty where nobody sealed it."""
 
     @classmethod
     def first(cls, topic: str, key: str, data: Data, *, source: str, traceparent: str | None = None) -> "Event[Data]":
@@ -90,6 +92,7 @@ def encode(event: Event[BaseModel]) -> tuple[bytes, bytes, Headers]:
         "ce_time": event.time.isoformat().replace("+00:00", "Z"),
         "content-type": "application/json",
         "traceparent": event.traceparent,
+        **({"ce_seal": event.seal} if event.seal else {}),
     }
     value = event.data.model_dump_json(exclude_unset=True).encode()
     return event.key.encode(), value, [(name, text.encode()) for name, text in headers.items()]
@@ -125,7 +128,9 @@ def decode(
         where = ", ".join(sorted({".".join(str(part) for part in item["loc"]) + ": " + item["type"] for item in error.errors()})[:5])
         raise UnreadableEvent("not-the-schema", f"a record of {topic} does not meet the schema of {kind} ({where})") from None
     traceparent = attributes.get("traceparent", "")
-    return Event(topic, text_key, data, identity, source, time, traceparent if _TRACEPARENT.fullmatch(traceparent) else new_traceparent())
+    if not _TRACEPARENT.fullmatch(traceparent):
+        traceparent = new_traceparent()
+    return Event(topic, text_key, data, identity, source, time, traceparent, attributes.get("ce_seal", ""))
 
 
 def _text(content: bytes | str | None) -> str:

@@ -14,8 +14,8 @@ TOPICS: dict[str, Topic] = {
         partitions=12,
         cleanup_policy="delete",
         retention_ms=604800000,
-        made_by=("ingest.assembler", "ingest.closer", "ingest.receiver", "ingest.stow"),
-        read_by=("ingest.assembler", "ingest.commitment"),
+        made_by=("ingest.assembler", "ingest.closer", "ingest.gate", "ingest.receiver", "ingest.stow"),
+        read_by=("ingest.assembler", "ingest.commitment", "ingest.gate"),
         broker_settings={"message.timestamp.type": "LogAppendTime"},
     ),
     "identifiable.instance.received.dlq": Topic(
@@ -26,7 +26,7 @@ TOPICS: dict[str, Topic] = {
         partitions=3,
         cleanup_policy="delete",
         retention_ms=604800000,
-        made_by=("ingest.assembler", "ingest.commitment"),
+        made_by=("ingest.assembler", "ingest.commitment", "ingest.gate"),
         read_by=("console",),
     ),
     "identifiable.ingest.assembler-studies-changelog": Topic(

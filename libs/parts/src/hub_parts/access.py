@@ -14,7 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented,
 )
 from hub_events import TOPICS, Topic
 
-from hub_parts.credentials import CONSUMERS, REGISTRY_NAMES
+from hub_parts.credentials import CONSUMERS, REGISTRY_NAMES, ROUTER_TOPIC, router_identity
 
 CONSUMERS_READ = ("research.study.indexed", "research.dataset.exported")
 """What those outside the hub may read. `identifiable.` is denied to them besides, so that no wider rule can give it by mistake."""
@@ -23,8 +23,8 @@ LITERAL, PREFIXED = ResourcePatternType.LITERAL, ResourcePatternType.PREFIXED
 ALLOW, DENY = AclPermissionType.ALLOW, AclPermissionType.DENY
 
 
-def rules(topics: Mapping[str, Topic] = TOPICS) -> list[AclBinding]:
-    """Every rule of the hub; what no rule allows is refused, and `admin` needs none."""
+def rules(topics: Mapping[str, Topic] = TOPICS, routers: Iterable[str] = ()) -> list[AclBinding]:
+    """Every rule of the hub; what no rule allows is refused, and `admin` needs none. `routers`: trusts with a router of their own."""
     made: list[AclBinding] = []
 
     def rule(
@@ -60,6 +60,8 @@ def rules(topics: Mapping[str, Topic] = TOPICS) -> list[AclBinding]:
             rule(identity, topic, name, LITERAL, read)
         rule(identity, group, identity, PREFIXED, read)
         rule(identity, topic, "identifiable.", PREFIXED, read, describe, permission=DENY)
+    for trust in routers:
+        rule(router_identity(trust), topic, ROUTER_TOPIC, LITERAL, write)
     return made
 
 

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ BUCKETS = ("identifiable", "research", "datasets-training", "datasets-validation
 DATASETS = ("datasets-training", "datasets-validation")
 
 ADMIN = "admin"
-SERVICES = ("receiver", "stow", "assembler", "closer", "commitment", "deidentification", "indexing", "export", "console")
+SERVICES = ("receiver", "stow", "assembler", "closer", "commitment", "gate", "deidentification", "indexing", "export", "console")
 CONSUMERS = ("training-consumer", "validation-consumer")
 IDENTITIES = (*SERVICES, *CONSUMERS, ADMIN)
 
@@ -23,6 +23,7 @@ REGISTRY_NAMES = {
     "ingest.assembler": "assembler",
     "ingest.closer": "closer",
     "ingest.commitment": "commitment",
+    "ingest.gate": "gate",
     "deidentification": "deidentification",
     "indexing": "indexing",
     "export": "export",
@@ -36,6 +37,7 @@ S3_RIGHTS: Mapping[str, Mapping[str, str]] = {
     "assembler": {"identifiable": "w"},
     "closer": {"identifiable": "rwl"},
     "commitment": {"identifiable": "rwl"},
+    "gate": {"identifiable": "rwl"},
     "deidentification": {"identifiable": "rwl", "research": "rwl"},
     "indexing": {"research": "rwl"},
     "export": {"research": "rwl", **dict.fromkeys(DATASETS, "rwl")},
@@ -46,6 +48,20 @@ S3_RIGHTS: Mapping[str, Mapping[str, str]] = {
 }
 """Identity to bucket to rights: r reads, w writes and deletes, l lists. What is not here is refused. Indexing writes dead letters, and
 lists because S3 tells a missing object from a forbidden one only to those who may list. The assembler writes dead letters only."""
+
+ROUTER_TOPIC = "identifiable.instance.received"
+"""All that a trust's router may write on the broker. In the store it writes below `<trust>/` of the bucket identifiable; it reads nothing."""
+
+
+def router_identity(trust: str) -> str:
+    """The name of a trust's router among the identities."""
+    return f"router-{trust}"
+
+
+def trust_of(identity: str) -> str | None:
+    """The trust whose router this is, None for the hub's own and for consumers."""
+    return identity.removeprefix("router-") if identity.startswith("router-") else None
+
 
 DATABASE_ROLES = ("indexing", "export", "console")
 
@@ -62,12 +78,18 @@ class Credentials:
     """Identity to password."""
 
     @classmethod
-    def load_or_make(cls, path: Path) -> "Credentials":
-        """Those of the file, completed by new ones for identities that it lacks, and written back when any were made."""
+    def load_or_make(cls, path: Path, routers: Collection[str] = ()) -> "Credentials":
+        """Those of the file, completed by new ones for identities that it lacks, and written back when any were made.
+
+        `routers`: trusts with a router of their own; routers of others lose theirs.
+        """
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         kept = {part: dict(kept.get(part, {})) for part in ("s3", "kafka", "database")}
         before = json.dumps(kept)
-        for name in IDENTITIES:
+        wanted = (*IDENTITIES, *map(router_identity, routers))
+        for part in ("s3", "kafka"):
+            kept[part] = {name: one for name, one in kept[part].items() if name in wanted}
+        for name in wanted:
             kept["s3"].setdefault(name, {"access_key": f"hub-{name}", "secret_key": secrets.token_hex(20)})
             kept["kafka"].setdefault(name, {"username": name, "password": secrets.token_hex(20)})
         for name in (*DATABASE_ROLES, ADMIN):

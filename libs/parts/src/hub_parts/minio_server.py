@@ -11,7 +11,7 @@ from minio.minioadmin import MinioAdmin
 from urllib3.exceptions import HTTPError
 
 from hub_parts import minio_build
-from hub_parts.credentials import ADMIN, S3_RIGHTS, Credentials
+from hub_parts.credentials import ADMIN, S3_RIGHTS, Credentials, trust_of
 from hub_parts.errors import StartAborted
 from hub_parts.s3 import store_works
 from hub_parts.supervisor import PART, Program
@@ -94,6 +94,13 @@ class MinioServer:
 
 def policy(identity: str) -> dict[str, object]:
     """An identity's rights in the words of S3."""
+    trust = trust_of(identity)
+    if trust is not None:
+        actions = ["s3:AbortMultipartUpload", "s3:ListMultipartUploadParts", "s3:PutObject"]
+        return {
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Action": actions, "Resource": [f"arn:aws:s3:::identifiable/{trust}/*"]}],
+        }
     statements = []
     for bucket, rights in S3_RIGHTS[identity].items():
         on_bucket = sorted({action for right in rights for action in BUCKET_ACTIONS[right]})

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hub_parts.access import apply_rules
-from hub_parts.credentials import ADMIN, IDENTITIES, Credentials
+from hub_parts.access import apply_rules, rules
+from hub_parts.credentials import ADMIN, IDENTITIES, Credentials, router_identity
 from hub_parts.files import write_private
 from hub_parts.kafka import Kafka, client_config
 from hub_parts.minio_server import MinioServer
@@ -110,7 +110,7 @@ class Parts:
 
     def _start(self) -> None:
         self.supervisor.start()
-        secrets = Credentials.load_or_make(self.data_folder / "run" / "secrets.json")
+        secrets = Credentials.load_or_make(self.data_folder / "run" / "secrets.json", self.settings.routers)
         starts: list[Callable[[], None]] = []
         if "kafka" in self.only:
             starts.append(self._kafka(secrets))
@@ -140,7 +140,7 @@ class Parts:
             self.kafka_bootstrap_servers = settings.kafka_bootstrap_servers
             if settings.kafka_username and settings.kafka_password:
                 user = {"username": settings.kafka_username, "password": settings.kafka_password.get_secret_value()}
-                self.credentials["kafka"] = dict.fromkeys(IDENTITIES, user)
+                self.credentials["kafka"] = dict.fromkeys((*IDENTITIES, *map(router_identity, settings.routers)), user)
             return lambda: None
         ports = self._ports({"kafka": settings.kafka_port, "kafka-controller": None})
         kafka = Kafka(
@@ -161,7 +161,7 @@ class Parts:
         def start() -> None:
             self._run(kafka.prepare)
             if not self._open_kafka:
-                apply_rules(kafka.client_config())
+                apply_rules(kafka.client_config(), rules(routers=settings.routers))
 
         return start
 
@@ -171,7 +171,7 @@ class Parts:
             secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else ""
             keys = {"access_key": settings.s3_access_key or "", "secret_key": secret}
             endpoint = self.s3_endpoint = settings.s3_endpoint
-            self.credentials["s3"] = dict.fromkeys(IDENTITIES, keys)
+            self.credentials["s3"] = dict.fromkeys((*IDENTITIES, *map(router_identity, settings.routers)), keys)
             return lambda: require_buckets(endpoint, keys)
         self.credentials["s3"] = {name: dict(keys) for name, keys in secrets.s3.items()}
         if settings.store == "minio":

@@ -7,7 +7,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from hub_parts.credentials import ADMIN, BUCKETS, S3_RIGHTS, Credentials
+from hub_parts.credentials import ADMIN, BUCKETS, S3_RIGHTS, Credentials, trust_of
 from hub_parts.errors import StartAborted
 from hub_parts.files import write_private
 from hub_parts.s3 import store_works
@@ -110,6 +110,8 @@ def identities(credentials: Credentials) -> dict[str, object]:
     for name, keys in credentials.s3.items():
         if name == ADMIN:
             actions = ["Admin", *(f"{one}:{bucket}" for bucket in BUCKETS for one in ("Read", "Write", "List", "Tagging"))]
+        elif (trust := trust_of(name)) is not None:
+            actions = [f"Write:identifiable/{trust}/*"]
         else:
             actions = [f"{action}:{bucket}" for bucket, rights in S3_RIGHTS[name].items() for right in rights for action in ACTIONS[right]]
         found.append(

@@ -1,5 +1,6 @@
 """What can be set about the parts, all by HUB_ variables."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,6 +19,9 @@ class PartsSettings(BaseSettings):
     """Which store to start: SeaweedFS, or MinIO when `durability` is `power`."""
     durability: Literal["process", "power"] = "process"
     """`process`: what was acknowledged survives SIGKILL of anything; `power`: a power cut too."""
+
+    parts_routers: str | None = None
+    """Trusts, joined by commas, whose own routers get an identity."""
 
     kafka_port: int | None = Field(None, ge=1, le=65535)
     s3_port: int | None = Field(None, ge=1, le=65535)
@@ -39,6 +43,19 @@ class PartsSettings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("parts_routers")
+    @classmethod
+    def _trusts(cls, value: str | None) -> str | None:
+        for name in filter(None, (value or "").split(",")):
+            if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
+                raise ValueError(f"{name!r} is no trust's name: HUB_PARTS_ROUTERS is names joined by commas")
+        return value
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The trusts of `parts_routers`."""
+        return tuple(filter(None, (self.parts_routers or "").split(",")))
 
     @field_validator("durability", mode="before")
     @classmethod

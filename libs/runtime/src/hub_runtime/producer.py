@@ -8,10 +8,11 @@ from typing import Any, Self
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from hub_events import Event
+from hub_events.seal import SEALED_TOPICS, seal
 
 from hub_runtime.errors import BrokerUnavailable, GiveUp
 from hub_runtime.records import Outgoing, outgoing
-from hub_runtime.settings import ServiceSettings, kafka_config
+from hub_runtime.settings import ServiceSettings, kafka_config, seal_key
 
 DELIVERY_TIMEOUT_MS = 8000
 
@@ -27,6 +28,7 @@ class EventProducer:
             "delivery.timeout.ms": delivery_timeout_ms,
             "linger.ms": 0,
         }
+        self._seal_key = seal_key(settings)
         self._timeout = delivery_timeout_ms / 1000 + 2
         self._lock = threading.Lock()
         self._producer = Producer(self._config)
@@ -42,7 +44,7 @@ class EventProducer:
             GiveUp: an event is larger than the broker takes.
             ValueError: an event's topic does not carry its type.
         """
-        records = [outgoing(event) for event in events]
+        records = [outgoing(self._sealed(event)) for event in events]
         deadline = time.monotonic() + self._timeout
         producer = self._producer
         waiting = [_send(producer, record) for record in records]
@@ -67,6 +69,9 @@ class EventProducer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _sealed(self, event: Event[Any]) -> Event[Any]:
+        return event if self._seal_key is None or event.topic not in SEALED_TOPICS else seal(event, self._seal_key)
 
     def _raise(self, error: KafkaError, producer: Producer) -> None:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:

@@ -1,12 +1,13 @@
 """What every process is told from outside: environment variables with the prefix HUB_, read once, frozen."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaError
 from hub_objectstore import S3ObjectStore
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hub_runtime.logs import logger
@@ -47,6 +48,15 @@ class ServiceSettings(ProcessSettings):
     s3_access_key: str
     s3_secret_key: SecretStr
     trusts_file: Path = Path("trusts.yaml")
+    seal_key: SecretStr | None = None
+    """What the hub's own events bear a seal with in topics that others may write (hub_events.seal); the same for all services of ingest."""
+
+    @field_validator("seal_key")
+    @classmethod
+    def _thirty_two_bytes(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch("[0-9a-f]{64}", key.get_secret_value()):
+            raise ValueError("the key of the seal must be 64 lower-case hexadecimal digits")
+        return key
 
 
 class _Errors:
@@ -91,6 +101,11 @@ def kafka_config(settings: ServiceSettings) -> dict[str, Any]:
     elif settings.kafka_security_protocol is not None:
         config["security.protocol"] = settings.kafka_security_protocol
     return config
+
+
+def seal_key(settings: ServiceSettings) -> bytes | None:
+    """The key of the hub's seal; None where nobody but the hub writes its topics."""
+    return None if settings.seal_key is None else bytes.fromhex(settings.seal_key.get_secret_value())
 
 
 def open_store(settings: ServiceSettings) -> S3ObjectStore:

@@ -60,7 +60,8 @@ deidentification.json: whoever has it can tell which pseudonym is whose. split.j
 In production they come from a secret store, by HUB_DEIDENTIFICATION_KEYS_FILE and HUB_SPLIT_KEYS_FILE, and never lie beside the data.
 Delete them only together with all data: every pseudonym stands on them.
 """
-_TRUST_READERS = frozenset({"receiver", "stow", "assembler", "closer", "commitment", "deidentification"})
+_TRUST_READERS = frozenset({"receiver", "stow", "assembler", "closer", "commitment", "gate", "deidentification"})
+_SEALERS = frozenset({"receiver", "stow", "assembler", "closer", "commitment", "gate"})
 _READY_SECONDS = 180
 
 
@@ -87,6 +88,10 @@ SERVICES = (
 )
 
 
+GATE = Service("gate", "hub-gate", "gate")
+"""Runs where a trust has a router of its own."""
+
+
 class Up:
     """A hub that this process has started. Leaving the `with` block stops all of it."""
 
@@ -94,6 +99,7 @@ class Up:
         self._parts = parts
         self._say = say
         self.endpoints: dict[str, Any] = {}
+        self._services: tuple[Service, ...] = SERVICES
 
     @classmethod
     def start(cls, data_folder: Path, settings: PartsSettings, *, workers: int = 1, say: Callable[[str], None] = lambda _: None) -> Self:
@@ -107,11 +113,15 @@ class Up:
         store = settings.store if not settings.s3_endpoint else "S3"
         say(f"Starting Kafka, {store} and PostgreSQL in {data_folder}")
         began = time.monotonic()
+        data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        routers = [trust.name for trust in Trusts.load(trusts_path(data_folder, os.environ)).trusts if trust.router]
+        settings = settings.model_copy(update={"parts_routers": ",".join(sorted({*settings.routers, *routers}))})
         parts = Parts.start(data_folder, settings)
         up = cls(parts, say)
+        up._services = (*SERVICES, GATE) if routers else SERVICES
         try:
             (data_folder / ENDPOINTS).unlink(missing_ok=True)
-            say(f"Parts are healthy after {time.monotonic() - began:.1f} s; starting {len(SERVICES)} services")
+            say(f"Parts are healthy after {time.monotonic() - began:.1f} s; starting {len(up._services)} services")
             up._start_services(workers)
         except BaseException:
             parts.stop()
@@ -160,9 +170,10 @@ class Up:
         trusts = Trusts.load(trusts_file)
         tokens, token_files = make_tokens(folder, "qido", ["local"])
         stow_tokens, stow_token_files = make_tokens(folder, "stow", [trust.name for trust in trusts.trusts])
+        seal = make_seal(folder, os.environ) if GATE in self._services else None
         wanted = {"receiver": _port("HUB_RECEIVER_PORT"), "stow": _port("HUB_STOW_PORT"), "qido": _port("HUB_QIDO_PORT")}
         ports = choose_ports(folder / "run" / "ports.json", wanted)
-        health = {service.name: _run_of_ports(workers if service.workers else 1) for service in SERVICES}
+        health = {service.name: _run_of_ports(workers if service.workers else 1) for service in self._services}
         extra: dict[str, dict[str, str]] = {
             "receiver": {
                 "HUB_RECEIVER_HOST": HOST,
@@ -175,13 +186,15 @@ class Up:
             "indexing-api": {"HUB_QIDO_HOST": HOST, "HUB_QIDO_PORT": str(ports["qido"]), "HUB_QIDO_TOKENS_FILE": str(tokens)},
         }
         programs = []
-        for service in SERVICES:
+        for service in self._services:
             environment = _settings_of(service, os.environ) | parts.environment(service.identity) | extra.get(service.name, {})
             environment |= {"HUB_DATA_FOLDER": str(folder), "HUB_HEALTH_PORT": str(health[service.name]), "PYTHONUNBUFFERED": "1"}
             if service.workers:
                 environment["HUB_WORKERS"] = str(workers)
             if service.name in _TRUST_READERS:
                 environment["HUB_TRUSTS_FILE"] = str(trusts_file)
+            if seal is not None and service.name in _SEALERS:
+                environment["HUB_SEAL_KEY"] = seal
             count = workers if service.workers else 1
             programs.append(
                 Program(
@@ -243,7 +256,7 @@ class Up:
                     "workers": workers if service.workers else 1,
                     "log": str(parts.supervisor.log(service.name)),
                 }
-                for service in SERVICES
+                for service in self._services
             },
         }
         self._write_endpoints(parts.supervisor.pids())
@@ -306,6 +319,18 @@ def make_tokens(folder: Path, service: str, owners: Sequence[str]) -> tuple[Path
     tokens.write_text(json.dumps(digests), encoding="utf-8")
     tokens.chmod(0o600)
     return tokens, files
+
+
+def make_seal(folder: Path, environment: Mapping[str, str]) -> str:
+    """The key with which the hub seals its own events: HUB_SEAL_KEY, or one that is made once and kept in `keys` of the data folder."""
+    if environment.get("HUB_SEAL_KEY"):
+        return environment["HUB_SEAL_KEY"]
+    path = folder / "keys" / "seal.key"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def ready(port: int) -> bool:

@@ -23,11 +23,13 @@ from faust.types.auth import SASLMechanism
 from hub_dicom.trusts import Trust, Trusts
 from hub_events import TOPICS, Event, UnreadableEvent, decode, encode
 from hub_events.envelope import Headers
+from hub_events.seal import is_sealed, seal
 from hub_events.types import DeadLettered, InstanceReceived, StudyTick
 from hub_objectstore import ObjectStore, StoreUnavailable
 from hub_runtime import Health, Metric, Metrics, Service, StopProcess, bury, kafka_config, logger, open_store, run_service
 from hub_runtime import Record as RawRecord
 from hub_runtime.service import EXIT_SOFTWARE
+from hub_runtime.settings import seal_key
 from hub_runtime.workers import exit_now
 from pydantic import BaseModel
 
@@ -39,6 +41,11 @@ GROUP = SERVICE
 CHANGELOG = "identifiable.ingest.assembler-studies-changelog"
 METRICS = (
     Metric("hub_assembler_instances_total", "counter", "Arrivals taken into the table, by who announced them.", ("origin",)),
+    Metric(
+        "hub_assembler_unsealed_total",
+        "counter",
+        "Records without the hub's seal, left to ingest.gate. Counted only where routers publish.",
+    ),
     Metric("hub_assembler_ticks_total", "counter", "Ticks sent: looks at studies that seem quiet."),
     Metric("hub_assembler_quiet_total", "counter", "Studies called quiet, with the acknowledgement of the broker.", ("trust",)),
     Metric("hub_assembler_studies", "gauge", "Studies in the table: those not quiet yet."),
@@ -96,6 +103,7 @@ class Assembler:
         """Build it inside a running event loop; nothing is connected yet."""
         self._settings, self._trusts, self._store = settings, trusts, store
         self._health, self._metrics = health, metrics
+        self._seal_key = seal_key(settings)
         self._held_since: dict[int, int] = {}
         self._ticks = Ticks()
         self._app = _faust_app(settings)
@@ -164,11 +172,26 @@ class Assembler:
 
     async def _handle_record(self, message: Message) -> None:
         try:
-            event = _event_of(message)
+            event = self._own(message)
         except UnreadableEvent as error:
             await self._bury(message, error)
+            return
+        if event is None:
+            self._metrics.count("hub_assembler_unsealed_total")
         else:
             await self.handle(event, moment=round(message.timestamp * 1000), partition=message.partition)
+
+    def _own(self, message: Message) -> Event[BaseModel] | None:
+        """The record's event; None for what the hub has not sealed, rubbish included: a router's, and the gate's business."""
+        if self._seal_key is None:
+            return _event_of(message)
+        if not any(name == "ce_seal" for name, _ in message.headers or ()):
+            return None
+        try:
+            event = _event_of(message)
+        except UnreadableEvent:
+            return None
+        return event if is_sealed(event, self._seal_key) else None
 
     async def _bury(self, message: Message, error: UnreadableEvent) -> None:
         """The record's bytes go to the store, what is known of them to the dead letter topic; then it may be acknowledged."""
@@ -215,7 +238,10 @@ class Assembler:
                 continue
             due = self._ticks.due(list(rows.items()), now=_now(), held_since=self._held_since, patience=self._patience)
             for key, row in due:
-                record_key, value, headers = encode(cast("Event[BaseModel]", tick_event(key, row)))
+                tick = tick_event(key, row)
+                if self._seal_key is not None:
+                    tick = seal(tick, self._seal_key)
+                record_key, value, headers = encode(cast("Event[BaseModel]", tick))
                 try:
                     await self._produce(INSTANCES, record_key, value, headers, row.partition)
                 except (KafkaError, ProducerSendError):
@@ -316,7 +342,10 @@ def serve(service: Service[AssemblerSettings]) -> None:
 
     async def run() -> None:
         settings = service.settings
-        assembler = Assembler(settings, Trusts.load(settings.trusts_file), open_store(settings), service.health, service.metrics)
+        trusts = Trusts.load(settings.trusts_file)
+        if seal_key(settings) is None and any(trust.router for trust in trusts.trusts):
+            raise StopProcess("a trust has a router, but there is no key for the seal: set HUB_SEAL_KEY for all services of ingest", 78)
+        assembler = Assembler(settings, trusts, open_store(settings), service.health, service.metrics)
         try:
             await assembler.run(service.stop)
         except Exception:
