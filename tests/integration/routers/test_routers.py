@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ class Hub:
     parts: Parts
     gate: Process
     assembler: Process
+    tails: dict[str, tuple[Consumer, list[Any]]] = field(default_factory=dict)
 
     def store(self, identity: str = "admin") -> ObjectStore:
         keys = self.parts.credentials["s3"][identity]
@@ -70,25 +71,19 @@ class Hub:
             raise KafkaException(errors[0])
 
     def records(self, topic: str) -> list[Any]:
-        """All records of a topic, as a `read_committed` reader sees them."""
-        consumer = Consumer(
-            self.parts.kafka_config()
-            | {"group.id": "reader", "auto.offset.reset": "earliest", "enable.partition.eof": True, "enable.auto.commit": False}
-        )
-        try:
-            places = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-            consumer.assign([TopicPartition(topic, number, 0) for number in places])
-            found, ended = [], 0
-            while ended < len(places):
-                message = consumer.poll(10)
-                assert message is not None
-                if message.error():
-                    ended += 1
-                else:
-                    found.append(message)
-            return found
-        finally:
-            consumer.close()
+        """All records of a topic, as a `read_committed` reader sees them; each is read once."""
+        consumer, found = self.tails.get(topic) or self._tail(topic)
+        while batch := consumer.consume(500, 0.2):
+            assert not [message.error() for message in batch if message.error()]
+            found.extend(batch)
+        return found
+
+    def _tail(self, topic: str) -> tuple[Consumer, list[Any]]:
+        consumer = Consumer(self.parts.kafka_config() | {"group.id": "reader", "enable.auto.commit": False})
+        places = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, 0) for number in places])
+        self.tails[topic] = consumer, []
+        return self.tails[topic]
 
     def events(self, topic: str, key: str) -> list[Event[Any]]:
         found = [one for one in self.records(topic) if one.key() == key.encode()]
@@ -126,7 +121,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
         started = [run("gate"), run("assembler")]
         try:
-            yield Hub(parts, *(one.wait_ready() for one in started))
+            gate, assembler = (one.wait_ready() for one in started)
+            running = Hub(parts, gate, assembler)
+            yield running
+            for consumer, _ in running.tails.values():
+                consumer.close()
             assert [one.stop() for one in started] == [0, 0]
             assert not [line for one in started for line in one.lines if line["level"] == "error"]
         finally:
@@ -324,14 +323,14 @@ def test_a_replay_neither_counts_nor_keeps_a_study_open(hub: Hub) -> None:
 
 
 def test_a_flood_harms_nobody_else(hub: Hub) -> None:
-    """Two thousand lies in the partition of another trust's study, whose instance is announced behind them; the hub's own goes through."""
+    """Five hundred lies in the partition of another trust's study, whose instance is announced behind them; the hub's own goes through."""
     honest, own = made("honest"), made("own")
     mine, receivers = claim("southmere", honest), claim("eastvale", own)
     put(hub, "southmere", mine, honest.content)
     producer = Producer(hub.parts.kafka_config("router-northgate") | {"partitioner": "murmur2_random", "linger.ms": 5})
     lie = claim("northgate", honest)
     begin = time.monotonic()
-    for _ in range(2000):
+    for _ in range(500):
         key, value, headers = encode(Event.first(INSTANCES, honest.study_instance_uid, lie, source="ingest.receiver"))
         producer.produce(INSTANCES, key=key, value=value, headers=[*headers])
     assert producer.flush(30) == 0
@@ -340,6 +339,6 @@ def test_a_flood_harms_nobody_else(hub: Hub) -> None:
     hub.produce("receiver", *encode(cast("Event[BaseModel]", event)))
     wait_for("the receiver's study is quiet", lambda: hub.events(QUIET, own.study_instance_uid), 10)
     wait_for("the other router's study is quiet", lambda: hub.events(QUIET, honest.study_instance_uid))
-    print(json.dumps({"flood_events_per_second": round(2000 / (time.monotonic() - begin))}))
+    print(json.dumps({"flood_events_per_second": round(500 / (time.monotonic() - begin))}))
     (quiet,) = hub.events(QUIET, honest.study_instance_uid)
     assert (quiet.data.trust, quiet.data.instances) == ("southmere", 1)

@@ -64,6 +64,7 @@ def test_only_ingest_and_deidentification_write_or_read_the_identifiable_zone() 
         "stow",
         "closer",
         "commitment",
+        "gate",
         "deidentification",
         "console",
         ADMIN,
@@ -74,6 +75,7 @@ def test_only_ingest_and_deidentification_write_or_read_the_identifiable_zone() 
         "assembler",
         "closer",
         "commitment",
+        "gate",
         "deidentification",
         ADMIN,
     }

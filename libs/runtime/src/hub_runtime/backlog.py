@@ -89,6 +89,11 @@ class Backlog:
         """There is nothing more to read before `end`: what lies between holds control records only."""
         self._end = max(self._end, end)
 
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would give one."""
+        return self.known and any(item.key not in self.blocked for item in self._ready)
+
     def take(self) -> Item | None:
         """The next record that may be handled now: every earlier one of its key is finished."""
         for item in self._ready if self.known else ():

@@ -165,8 +165,7 @@ class _Loop:
                 self.health.beat()
                 self.receive()
                 self.learn_positions()
-                self.dispatch()
-                self.collect()
+                self.handle()
                 self.commit()
                 self.report()
             self.health.unready("stopping", "the process was told to stop")
@@ -179,10 +178,24 @@ class _Loop:
             self.consumer.close()
             self.transactions.close()
 
+    def handle(self) -> None:
+        """Hand out and collect; what a result makes way for goes out at once, for a moment, so that one transaction takes many of one key."""
+        until = time.monotonic() + _BUSY_SECONDS
+        self.dispatch()
+        self.collect()
+        while self.ready and time.monotonic() < until:
+            self.dispatch()
+            self.collect()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a record could be handed out now."""
+        return self.fault is None and len(self.out) < self.most_out and any(backlog.ready for backlog in self.backlogs.values())
+
     def receive(self) -> None:
-        """Take what the broker has sent; waits for it only when there is nothing else to wait for."""
+        """Take what the broker has sent; waits for it only when there is nothing else to do or to wait for."""
         self.pause_and_resume()
-        wait = 0.0 if self.out else _IDLE_SECONDS
+        wait = 0.0 if self.out or self.ready else _IDLE_SECONDS
         for _ in range(_BATCH):
             message = self.consumer.poll(wait)
             if message is None:

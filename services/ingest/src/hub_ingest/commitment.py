@@ -15,10 +15,12 @@ from hub_dicom import Trust, Trusts, UnusableTrusts
 from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from hub_dicom.trusts import CommitmentAddress
 from hub_events import Event
+from hub_events.seal import is_sealed
 from hub_events.types import InstanceReceived
 from hub_objectstore import ObjectStore, StoreUnavailable
 from hub_runtime import Metric, Service, logger, open_store, run_consumer, run_service
 from hub_runtime.errors import StopProcess
+from hub_runtime.settings import seal_key
 from pydantic import BaseModel
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, build_role
@@ -200,10 +202,14 @@ def serve(service: Service[CommitmentSettings]) -> None:
         raise StopProcess(
             "a trust takes reports over TLS, which needs HUB_RECEIVER_TLS_CERTIFICATE_FILE, _KEY_FILE and _CA_FILE", exit_code=78
         )
+    key = seal_key(settings)
+    if key is None and any(trust.router for trust in trusts.trusts):
+        raise StopProcess("a trust has a router, but there is no key for the seal: set HUB_SEAL_KEY for all services of ingest", exit_code=78)
     store = open_store(settings)
 
     def handle(event: Event[BaseModel]) -> list[Event[BaseModel]]:
-        if isinstance(event.data, InstanceReceived):
+        # Where routers publish, what they say counts when the gate has borne it out.
+        if isinstance(event.data, InstanceReceived) and (key is None or is_sealed(event, key)):
             if ledger.announce(store, event.data):
                 service.metrics.count("hub_commitment_announced_total", trust=event.data.trust)
             else:
