@@ -204,7 +204,9 @@ def serve(service: Service[CommitmentSettings]) -> None:
         )
     key = seal_key(settings)
     if key is None and any(trust.router for trust in trusts.trusts):
-        raise StopProcess("a trust has a router, but there is no key for the seal: set HUB_SEAL_KEY for all services of ingest", exit_code=78)
+        raise StopProcess(
+            "a trust has a router, but there is no key for the seal: set HUB_SEAL_KEY for all services of ingest", exit_code=78
+        )
     store = open_store(settings)
 
     def handle(event: Event[BaseModel]) -> list[Event[BaseModel]]:
