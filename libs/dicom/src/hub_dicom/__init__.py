@@ -15,6 +15,7 @@ from hub_dicom.keys import (
 from hub_dicom.manifest import ManifestInstance, MetadataReference, ResearchInstance, ResearchManifest, StudyManifest, revision_digest
 from hub_dicom.modality import modality_folder
 from hub_dicom.part10 import FileMeta, NotPart10, file_meta, read_file_meta
+from hub_dicom.patients import PatientPatterns
 from hub_dicom.trusts import NationalNumber, Trust, Trusts, UnusableTrusts
 from hub_dicom.uid import is_uid
 
@@ -26,6 +27,7 @@ __all__ = [
     "MetadataReference",
     "NationalNumber",
     "NotPart10",
+    "PatientPatterns",
     "ResearchInstance",
     "ResearchManifest",
     "StudyManifest",

@@ -4,6 +4,12 @@ from typing import Final
 
 from pydicom.uid import UID
 
+from hub_dicom.uid import is_uid
+
+_DICOM_ROOT: Final = "1.2.840.10008."
+_STORAGE_ROOT: Final = "1.2.840.10008.5.1.4.1.1."
+_NO_INSTANCES: Final = ("Storage Commitment", "Media Storage")
+
 RETIRED_STORAGE_SOP_CLASSES: Final = tuple(
     UID(uid)
     for uid in (
@@ -92,3 +98,16 @@ TRANSFER_SYNTAXES: Final = tuple(
     )
 )
 """All that hold their pixels: not JPIP, which refers to them, nor SMPTE ST 2110, which is no storage."""
+
+
+def is_private_sop_class(uid: str) -> bool:
+    """Whether a UID can only be a SOP class of a manufacturer, or a storage class of DICOM that is newer than what we know."""
+    return is_uid(uid) and not UID(uid).type and (not uid.startswith(_DICOM_ROOT) or uid.startswith(_STORAGE_ROOT))
+
+
+def may_be_stored(uid: str) -> bool:
+    """Whether instances of this SOP class can exist: a storage class of PS3.6, or one of which nobody here knows what it is."""
+    known = UID(uid) if is_uid(uid) else None
+    if known is None or not known.type:
+        return known is not None and is_private_sop_class(uid)
+    return known.type == "SOP Class" and "Storage" in known.name and not known.name.startswith(_NO_INSTANCES)

@@ -11,8 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hub_dicom.keys import RESERVED
+from hub_dicom.patients import PatientPatterns
+from hub_dicom.storage import may_be_stored
 
 Network = IPv4Network | IPv6Network
+_MODALITY = re.compile(r"[A-Z0-9_]{1,16}")
 _DNS_NAME = re.compile(r"(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
 
 
@@ -69,6 +72,18 @@ class Trust(_Strict):
     national_number: NationalNumber | None = None
     router: bool = False
     """Whether a router of its own puts objects and announces them (services/ingest/ROUTERS.md)."""
+    refuse_sop_classes: tuple[str, ...] = ()
+    """Not taken in: presentation contexts for them are rejected."""
+    quarantine_sop_classes: tuple[str, ...] = ()
+    """Taken in, and held back afterwards. A private class named here is taken in whatever `private_sop_classes` says."""
+    private_sop_classes: Literal["refuse", "quarantine"] = "refuse"
+    """What happens to SOP classes that DICOM does not register: as the two above."""
+    modalities: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Modality (0008,0060) of what is wanted; the rest is taken in and held back. None: everything is wanted."""
+    test_patients: PatientPatterns | None = None
+    """Who is held back because nobody is. None: nobody is looked for."""
+    conflicts: Literal["keep-first", "hold-back"] = "keep-first"
+    """Other pixels or elements under a UID: the later one is held back, and with `hold-back` the first one too."""
 
     def calls_from(self, address: str) -> bool:
         """Whether `address` is one that this trust's calls come from."""
@@ -86,6 +101,29 @@ class Trust(_Strict):
     @classmethod
     def _ae_titles(cls, titles: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_checked_ae_title(title) for title in titles)
+
+    @field_validator("refuse_sop_classes", "quarantine_sop_classes")
+    @classmethod
+    def _sop_classes(cls, uids: tuple[str, ...]) -> tuple[str, ...]:
+        for uid in uids:
+            if not may_be_stored(uid):
+                raise ValueError(f"{uid!r} is no storage SOP class: write the UID of one (PS3.6 A), or of a manufacturer's own")
+        return uids
+
+    @field_validator("modalities")
+    @classmethod
+    def _modalities(cls, modalities: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for modality in modalities or ():
+            if not _MODALITY.fullmatch(modality):
+                raise ValueError(f"{modality!r} is no modality: capital letters, digits and _ as in Modality (0008,0060), such as CT or DX")
+        return modalities
+
+    @model_validator(mode="after")
+    def _one_fate(self) -> Self:
+        both = sorted(set(self.refuse_sop_classes) & set(self.quarantine_sop_classes))
+        if both:
+            raise ValueError(f"{both[0]!r} is to be refused and to be quarantined: take it out of one of the two")
+        return self
 
     @field_validator("certificates")
     @classmethod

@@ -317,7 +317,7 @@ class Conversation:
     def _answer(self, context: Context, command: Command) -> Iterable[Outgoing]:
         if command.field == C_STORE_RQ:
             if context.abstract_syntax == VERIFICATION or context.abstract_syntax != command.text(AFFECTED_SOP_CLASS_UID):
-                answer = Answer(_SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context")
+                answer = Answer(_SOP_CLASS_NOT_SUPPORTED, "SOP class is not its context's: send it in a context of its own")
             else:
                 answer = self._handler.store(context, command, self._body)
             return [Outgoing(response(command, answer.status, answer.comment))]

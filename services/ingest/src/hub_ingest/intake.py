@@ -112,7 +112,7 @@ class Intake:
         """
         header, study_instance_uid, series_instance_uid, sop_instance_uid = identify(arrival)
         if only_study is not None and study_instance_uid != only_study:
-            raise Refusal(OTHER_STUDY, "other-study", "Study Instance UID is not that of the request")
+            raise Refusal(OTHER_STUDY, "other-study", "Study Instance UID is not the request's: send to its own study")
         meta = file_meta(arrival.sop_class_uid, sop_instance_uid, arrival.transfer_syntax_uid)
         sha256, size = arrival.sha256 or _digest(meta, arrival.data_set), len(meta) + arrival.size
         key = instance_key(call.trust.name, study_instance_uid, series_instance_uid, sop_instance_uid, sha256)
@@ -164,14 +164,15 @@ def identify(arrival: Arrival) -> tuple[Header, str, str, str]:
     if arrival.fault is not None:
         raise Refusal(OUT_OF_RESOURCES, "no-space", "No space to receive the data set: send again later")
     if arrival.too_large:
-        raise Refusal(CANNOT_UNDERSTAND, "too-large", "Instance is larger than this hub takes")
+        raise Refusal(CANNOT_UNDERSTAND, "too-large", "Too large for this hub: ask its operator to raise the limit")
     arrival.data_set.seek(0)
     try:
         header = read_header(arrival.data_set, arrival.transfer_syntax_uid)
     except UnreadableDataSet as error:
-        comment = {"truncated": "Data set is cut off", "empty": "No data set"}.get(
-            error.reason, "Data set is not in the agreed transfer syntax"
-        )
+        comment = {
+            "truncated": "Data set is cut off: fetch it whole and send again",
+            "empty": "No data set: fetch it whole and send again",
+        }.get(error.reason, "Not in the agreed transfer syntax: repair and send again")
         raise Refusal(CANNOT_UNDERSTAND, error.reason, comment) from None
     named = (
         ("SOP Class UID", header.sop_class_uid),
@@ -181,11 +182,11 @@ def identify(arrival: Arrival) -> tuple[Header, str, str, str]:
     )
     for name, uid in named:
         if uid is None:
-            raise Refusal(CANNOT_UNDERSTAND, "no-usable-uid", f"{name} is missing or not valid")
+            raise Refusal(CANNOT_UNDERSTAND, "no-usable-uid", f"{name} is missing or not valid: repair, send again")
     if header.sop_class_uid != arrival.sop_class_uid:
-        raise Refusal(OTHER_SOP_CLASS, "other-sop-class", "SOP Class UID is not that of the request")
+        raise Refusal(OTHER_SOP_CLASS, "other-sop-class", "SOP Class UID is not that of the request: repair, send again")
     if header.sop_instance_uid != arrival.sop_instance_uid:
-        raise Refusal(OTHER_SOP_CLASS, "other-sop-instance", "SOP Instance UID is not that of the request")
+        raise Refusal(OTHER_SOP_CLASS, "other-sop-instance", "SOP Instance UID is not the request's: repair, send again")
     return header, str(header.study_instance_uid), str(header.series_instance_uid), str(header.sop_instance_uid)
 
 

@@ -80,7 +80,7 @@ class Receiver:
             log.warning("instance refused", trust=trust, status=f"{answer.status:#06x}", reason=reason, sop_class_uid=arrival.sop_class_uid)
         except Exception:
             log.exception("instance not taken because of an unexpected error", trust=trust, sop_class_uid=arrival.sop_class_uid)
-            answer, reason = Answer(PROCESSING_FAILURE, "Unexpected error at the hub: keep the instance"), "unexpected-error"
+            answer, reason = Answer(PROCESSING_FAILURE, "Unexpected error at the hub: keep it and send it again later"), "unexpected-error"
         else:
             self._metrics.count("hub_receiver_instances_total", trust=trust, result="stored" if taken.created else "repeated")
             self._metrics.count("hub_receiver_bytes_total", arrival.size, trust=trust)

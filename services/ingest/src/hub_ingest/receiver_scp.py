@@ -26,6 +26,7 @@ from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from hub_ingest.accepted import offered
 from hub_ingest.arrival import Answer, Arrival, MemoryBudget, Spool
 from hub_ingest.commitment_dicom import PUSH_MODEL
 from hub_ingest.conversation import Context, Conversation, Other
@@ -171,6 +172,8 @@ class StorageProvider(Generic[Call]):
         elif not self._has_room(assoc, trust):
             self._reject(assoc, LOCAL_LIMIT_EXCEEDED, "trust-limit", trust=trust.name)
         else:
+            proposed = [str(context.abstract_syntax) for context in request.presentation_context_definition_list]
+            assoc.acceptor.supported_contexts = offered(trust, proposed, assoc.acceptor.supported_contexts)
             self._calls[assoc] = self._admit(trust)
             self._metrics.count("hub_receiver_associations_total", trust=trust.name)
 
@@ -244,7 +247,7 @@ class StorageProvider(Generic[Call]):
         """Answer a C-STORE whose data set is whole."""
         if call is None:
             # Cannot be: it was refused above. If it can, nothing gets in.
-            return Answer(_NOT_AUTHORISED, "The caller is not known")
+            return Answer(_NOT_AUTHORISED, "Not authorised: ask the hub's operator to let this sender in")
         arrival = Arrival(
             sop_class_uid=command.text(AFFECTED_SOP_CLASS_UID),
             sop_instance_uid=command.text(AFFECTED_SOP_INSTANCE_UID),

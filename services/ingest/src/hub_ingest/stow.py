@@ -26,6 +26,7 @@ from hub_runtime.settings import open_store
 from hub_runtime.web import CALLER, App, BearerTokens, listen, load_tokens, web_server
 from starlette.requests import ClientDisconnect
 
+from hub_ingest.accepted import takes
 from hub_ingest.arrival import Spool
 from hub_ingest.intake import OUT_OF_RESOURCES, PROCESSING_FAILURE, Call, Intake, Refusal, watch_parts
 from hub_ingest.multipart import Malformed, MultipartReader, media_type
@@ -179,7 +180,7 @@ class _Request:
         self._stow = stow
         self._call = call
         self._study = study
-        self._parts = Parts(reader, stow.spool)
+        self._parts = Parts(reader, stow.spool, partial(takes, call.trust))
         self._results: list[Result | asyncio.Future[Result]] = []
         self._running: deque[asyncio.Future[Result]] = deque()
         self._stored = 0

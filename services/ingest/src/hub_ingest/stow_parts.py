@@ -9,7 +9,6 @@ from typing import Final
 from hub_dicom import FileMeta, NotPart10, file_meta, read_file_meta
 from hub_dicom.storage import TRANSFER_SYNTAXES
 
-from hub_ingest.accepted import STORAGE_SOP_CLASSES
 from hub_ingest.arrival import Arrival, Spool
 from hub_ingest.intake import CANNOT_UNDERSTAND, OUT_OF_RESOURCES
 from hub_ingest.multipart import Malformed, MultipartReader, PartBegins, PartData, PartEnds, media_type
@@ -42,9 +41,10 @@ class _Part:
 class Parts:
     """Feed it the body; it gives a `Waiting` or a `Result` for each part, in order."""
 
-    def __init__(self, reader: MultipartReader, spool: Callable[[], Spool]) -> None:
-        """`spool` makes where one part's data set waits."""
+    def __init__(self, reader: MultipartReader, spool: Callable[[], Spool], takes: Callable[[str], bool]) -> None:
+        """`spool` makes where one part's data set waits; `takes` says whether a SOP class is taken in."""
         self._reader = reader
+        self._takes = takes
         self._spool = spool
         self._part: _Part | None = None
         self.away = False
@@ -106,7 +106,7 @@ class Parts:
         uids = meta.sop_class_uid, meta.sop_instance_uid
         if self.away:
             return Result(*uids, OUT_OF_RESOURCES, "not-tried", passing=True)
-        if meta.sop_class_uid not in STORAGE_SOP_CLASSES:
+        if not self._takes(meta.sop_class_uid):
             return Result(*uids, SOP_CLASS_NOT_SUPPORTED, "sop-class-not-supported")
         if meta.transfer_syntax_uid not in TRANSFER_SYNTAXES:
             return Result(*uids, TRANSFER_SYNTAX_NOT_SUPPORTED, "transfer-syntax-not-supported")
