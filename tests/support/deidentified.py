@@ -140,6 +140,7 @@ class Zone:
 
     def __init__(self, store: ObjectStore | None = None, keys: KeyRing = KEYS) -> None:
         self.store: ObjectStore = MemoryObjectStore() if store is None else store
+        self.trusts = TRUSTS
         self.deidentification = Deidentification(self.store, Pseudonyms(keys), load_profile(), threads=2)
 
     def receive(self, at: str, files: list[bytes], *, revision: int = 1, variants: list[bytes] | None = None) -> Event[StudyReceived]:
@@ -186,7 +187,7 @@ class Zone:
         return study, ManifestInstance(series_instance_uid=series, sop_instance_uid=instance, sha256=sha256, size=len(stored), key=key)
 
     def handle(self, event: Event[StudyReceived]) -> list[Event[BaseModel]]:
-        return handle(event, store=self.store, trusts=TRUSTS, deidentification=self.deidentification)
+        return handle(event, store=self.store, trusts=self.trusts, deidentification=self.deidentification)
 
     def run(self, event: Event[StudyReceived]) -> "Answer":
         events = self.handle(event)

@@ -5,6 +5,7 @@ from typing import Final
 
 from hub_dicom import is_uid
 
+from hub_deidentification.dictionary import is_registered_uid
 from hub_deidentification.encoding import NATIVE, PIXEL_DATA, Instance, file_meta_of
 from hub_deidentification.profile import Profile
 
@@ -15,6 +16,9 @@ REASONS: Final[dict[str, str]] = {
     "contradicts-manifest": "The UIDs within the instance are not those under which it was received.",
     "dicomdir": "A directory of a medium: it lists patients and is no image.",
     "private-sop-class": "A SOP class that DICOM does not register: nobody can say what is in it.",
+    "sop-class-not-wanted": "A SOP class that the trust's rules hold back.",
+    "modality-not-wanted": "A modality that is not among those the trust's rules want.",
+    "test-patient": "A patient who does not exist, by the trust's patterns of names and numbers.",
     "sop-class-not-handled": "A SOP class that the profile does not accept.",
     "structured-report": "A structured report: its text needs cleaning that does not exist yet.",
     "encapsulated-document": "A document (PDF, CDA, model) inside DICOM: its content cannot be cleaned.",
@@ -45,7 +49,7 @@ _COLUMNS: Final = 0x00280011
 _BITS_ALLOCATED: Final = 0x00280100
 _BURNED_IN_ANNOTATION: Final = 0x00280301
 
-_PRIVATE_OR_UNKNOWN: Final = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.[0-9.]+|1\.2\.840\.10008\.1\.3\.10")
+_STORAGE_ROOT: Final = "1.2.840.10008.5.1.4.1.1."
 _ENCAPSULATED: Final = re.compile(r"1\.2\.840\.10008\.1\.2\.(4\.[0-9]+(\.1)?|5|1\.98|8\.1)")
 _ELSEWHERE: Final = frozenset({f"1.2.840.10008.1.2.4.{number}" for number in (94, 95, 204, 205)})  # JPIP: the pixels stay at the sender
 
@@ -71,6 +75,11 @@ def check_file(file: bytes) -> None:
     uid = meta.transfer_syntax_uid
     if uid not in NATIVE and (uid in _ELSEWHERE or not _ENCAPSULATED.fullmatch(uid)):
         raise Refused("transfer-syntax-not-handled")
+
+
+def is_private(uid: str) -> bool:
+    """Whether DICOM registers no such SOP class; one of its root for storage classes can be newer than what is known here."""
+    return is_uid(uid) and not is_registered_uid(uid) and not uid.startswith(_STORAGE_ROOT)
 
 
 def check(instance: Instance, profile: Profile) -> None:
@@ -111,7 +120,7 @@ def _check_sop_class(uid: str, profile: Profile) -> None:
     ]
     if matches:
         raise Refused(max(matches)[1])
-    raise Refused("sop-class-not-handled" if _PRIVATE_OR_UNKNOWN.fullmatch(uid) else "private-sop-class")
+    raise Refused("private-sop-class" if is_private(uid) else "sop-class-not-handled")
 
 
 def _check_burned_in(instance: Instance, profile: Profile) -> None:

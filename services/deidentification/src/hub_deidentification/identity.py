@@ -13,8 +13,8 @@ from typing import Final, Protocol
 from hub_dicom import NationalNumber, Trust
 
 from hub_deidentification.dictionary import is_registered_uid
-from hub_deidentification.encoding import DataSet, Instance, items_of
-from hub_deidentification.text import decoded
+from hub_deidentification.encoding import Instance, items_of
+from hub_deidentification.text import text_of
 
 PURPOSES: Final = ("subject", "uid", "date", "object", "source")
 """What the key ring must hold a key for."""
@@ -84,8 +84,8 @@ def identity_of(instance: Instance, trust: Trust) -> Identity:
         NoPatientId: it names none.
         ConflictingPatients: it carries two different national numbers where there should be one.
     """
-    patient_id = _text(instance.root, _PATIENT_ID, instance)
-    issuer = _text(instance.root, _ISSUER_OF_PATIENT_ID, instance)
+    patient_id = text_of(instance.root, _PATIENT_ID, instance.root)
+    issuer = text_of(instance.root, _ISSUER_OF_PATIENT_ID, instance.root)
     national = _national(instance, trust.national_number, patient_id, issuer)
     rule = trust.national_number
     if rule is not None and rule.field == "PatientID" and issuer == rule.issuer:
@@ -183,16 +183,9 @@ def _national(instance: Instance, rule: NationalNumber | None, patient_id: str, 
     numbers = {
         number
         for item in items
-        if _text(item, _ISSUER_OF_PATIENT_ID, instance) == rule.issuer
-        and (number := nhs_number(_text(item, _PATIENT_ID, instance))) is not None
+        if text_of(item, _ISSUER_OF_PATIENT_ID, instance.root) == rule.issuer
+        and (number := nhs_number(text_of(item, _PATIENT_ID, instance.root))) is not None
     }
     if len(numbers) > 1:
         raise ConflictingPatients("the instance carries two different national numbers")
     return numbers.pop() if numbers else None
-
-
-def _text(data_set: DataSet, tag: int, instance: Instance) -> str:
-    element = data_set.get(tag)
-    if element is None or element.items is not None:
-        return ""
-    return (decoded(element, data_set, instance.root) or element.text()).strip(" \0")

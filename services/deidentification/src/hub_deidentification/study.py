@@ -31,7 +31,7 @@ from hub_dicom import (
 from hub_objectstore import ObjectMissing, ObjectStore
 from hub_runtime.errors import GiveUp
 
-from hub_deidentification import acceptance, engine
+from hub_deidentification import acceptance, engine, unwanted
 from hub_deidentification.acceptance import Refused
 from hub_deidentification.dicom_json import metadata_line
 from hub_deidentification.encoding import Instance, Unparseable, read_instance
@@ -115,10 +115,12 @@ class Deidentification:
 
         outcomes = list(_in_order(first, manifest.instances, self._threads))
         subject, outcomes = self._of_one_person(outcomes, manifest, trust, prefix)
-        released = [outcome for outcome in outcomes if outcome.instance is not None]
-        held_back = [outcome for outcome in outcomes if outcome.instance is None]
         variants = self._variants(manifest)
         conflicts = {entry.key: verdict for entry, verdict in variants if verdict.verdict is Verdict.CONFLICT}
+        if trust.conflicts == "hold-back":
+            outcomes = _without(outcomes, {entry.sop_instance_uid for entry, _ in variants if entry.key in conflicts})
+        released = [outcome for outcome in outcomes if outcome.instance is not None]
+        held_back = [outcome for outcome in outcomes if outcome.instance is None]
         held_back += [Outcome(entry, CONFLICT) for entry, _ in variants if entry.key in conflicts]
         stored, research = self._manifest(
             ResearchManifest(
@@ -172,7 +174,9 @@ class Deidentification:
             try:
                 acceptance.check_file(file)
                 source = read_instance(file)
+                unwanted.check_patient(source, trust)
                 identity, no_identity = _identity(source, trust)
+                unwanted.check_kind(source, trust)
                 acceptance.check(source, self._profile)
                 acceptance.check_uids(source, manifest.study_instance_uid, entry.series_instance_uid, entry.sop_instance_uid)
                 if identity is None:
@@ -311,6 +315,16 @@ class Deidentification:
         sha256 = hashlib.sha256(body).hexdigest()
         self._store.put(IDENTIFIABLE, key, body, sha256=sha256, content_type="application/json")
         return Stored(IDENTIFIABLE, key, sha256, len(body))
+
+
+def _without(outcomes: list[Outcome], contradicted: set[str]) -> list[Outcome]:
+    """The outcomes with those instances held back that a later content contradicts: nobody has said yet which of them is right."""
+    return [
+        replace(outcome, reason=outcome.reason or CONFLICT, instance=None, line=b"")
+        if outcome.entry.sop_instance_uid in contradicted
+        else outcome
+        for outcome in outcomes
+    ]
 
 
 def _identity(source: Instance, trust: Trust) -> tuple[Identity | None, str | None]:

@@ -48,6 +48,14 @@ def decoded(element: Element, data_set: DataSet, root: DataSet) -> str | None:
     return None if terms is None else decode(bytes(element.value), terms)
 
 
+def text_of(data_set: DataSet, tag: int, root: DataSet) -> str:
+    """An element of `data_set` as text without padding, whatever it takes: Latin-1 where its character set cannot be told. Empty: none."""
+    element = data_set.get(tag)
+    if element is None or element.items is not None:
+        return ""
+    return (decoded(element, data_set, root) or element.text()).strip(" \0")
+
+
 @lru_cache(maxsize=256)
 def _codecs(terms: tuple[str, ...]) -> tuple[str, frozenset[str]]:
     names = [_codec(term) for term in terms] or ["ascii"]
