@@ -42,6 +42,15 @@ trusts:
     addresses: [127.0.0.1/32]
     assigning_authority: RWE
     certificates: [router.westbury.example]
+  - name: netherby
+    ae_titles: [NETHERBY]
+    addresses: [127.0.0.1/32]
+    assigning_authority: RNB
+    refuse_sop_classes: [1.2.840.10008.5.1.4.1.1.104.1]
+    quarantine_sop_classes: [1.2.840.10008.5.1.4.1.1.7]
+    private_sop_classes: quarantine
+    modalities: [CT]
+    test_patients: {}
 """
 
 

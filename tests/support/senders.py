@@ -1,6 +1,7 @@
 """Real senders: pynetdicom's SCU, byte for byte as the file has it, and DCMTK's storescu where the machine has it (pynetdicom's elsewhere)."""
 
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -35,6 +36,14 @@ def _shutdown_socket(self: Any) -> None:
 
 
 AssociationSocket._shutdown_socket = _shutdown_socket
+
+
+_TO_DO = re.compile(r"\b(send|repair|fetch|ask|keep)\b")
+
+
+def says_what_to_do(comment: str) -> bool:
+    """Whether an Error Comment is one (VR LO), tells the sender's people what to do, and has nothing in it that could be a number of somebody."""
+    return 0 < len(comment) <= 64 and _TO_DO.search(comment) is not None and not re.search(r"[0-9^=\\]", comment)
 
 
 class Rejected(Exception):

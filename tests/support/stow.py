@@ -11,7 +11,12 @@ from hub_parts import Parts
 from pydicom import Dataset
 from support.receiver_process import TRUSTS, ReceiverProcess
 
-TOKENS = {"northgate": "northgate's own token", "southmead": "southmead's own token", "elsewhere": "elsewhere's own token"}
+TOKENS = {
+    "northgate": "northgate's own token",
+    "southmead": "southmead's own token",
+    "elsewhere": "elsewhere's own token",
+    "netherby": "netherby's own token",
+}
 CONTENT_TYPE = 'multipart/related; type="application/dicom"; boundary=b'
 
 

@@ -93,6 +93,14 @@ def read_status(connection: socket.socket) -> int:
     return parse_command(body[6:]).number(0x0900)
 
 
+def read_comment(connection: socket.socket) -> tuple[int, str]:
+    """Status and Error Comment of the next response."""
+    kind, body = read_pdu(connection)
+    assert kind == 4, (kind, body)
+    command = parse_command(body[6:])
+    return command.number(0x0900), command.text(0x0902)
+
+
 def statuses(answers: bytes) -> Iterator[int]:
     """Those of all responses in what a peer sent."""
     while answers[:1] == b"\x04":

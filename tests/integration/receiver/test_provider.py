@@ -19,7 +19,7 @@ from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.settings import ReceiverSettings
 from hub_runtime import Metrics
 from support.dicom_files import write_series
-from support.senders import Peer, Rejected, association, echo, send
+from support.senders import Peer, Rejected, association, echo, says_what_to_do, send
 from support.wire import CT, EXPLICIT, abort, associate_request, message, pdu, pdv, raw_association, read_pdu, read_status, store_request
 
 TRUST = Trust(name="northgate", ae_titles=("NORTHGATE",), addresses=("127.0.0.1/32",), assigning_authority="RNG")
@@ -72,7 +72,10 @@ class BrokenTrusts:
 def test_when_looking_up_the_caller_fails_nothing_gets_in(tmp_path: Path) -> None:
     taken: list[Arrival] = []
     with _provider(tmp_path, cast("Any", BrokenTrusts()), taken) as provider:
-        assert _statuses(provider, tmp_path) == [0x0124]
+        paths = write_series(tmp_path / "files", synthetic_series(SyntheticPatient("SYNTHETIC^P", "P"), study="provider", instances=1))
+        (sent,) = send(Peer(provider.port), paths)
+        assert sent.status == 0x0124
+        assert says_what_to_do(sent.comment)
     assert taken == []
 
 
