@@ -35,6 +35,16 @@ trusts:
     quiet_seconds: 3
     assigning_authority: EVL
     national_number: {field: OtherPatientIDsSequence, issuer: NHS}
+  - name: westhaven
+    title: Westhaven (made up), with rules
+    ae_titles: [WESTHAVEN]
+    addresses: [127.0.0.1/32]
+    quiet_seconds: 3
+    assigning_authority: WHV
+    private_sop_classes: quarantine
+    modalities: [CT]
+    test_patients: {}
+    conflicts: hold-back
 """
 
 Signature = frozenset[tuple[tuple[str, int, int, str], int]]

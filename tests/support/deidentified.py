@@ -42,6 +42,17 @@ TRUSTS = Trusts.model_validate(
                 "assigning_authority": "EVL",
                 "national_number": {"field": "OtherPatientIDsSequence", "issuer": "NHS"},
             },
+            {
+                "name": "westhaven",
+                "ae_titles": ["WESTHAVEN"],
+                "addresses": ["127.0.0.1/32"],
+                "assigning_authority": "WHV",
+                "private_sop_classes": "quarantine",
+                "quarantine_sop_classes": ["1.2.840.10008.5.1.4.1.1.7"],
+                "modalities": ["CT"],
+                "test_patients": {},
+                "conflicts": "hold-back",
+            },
         ]
     }
 )

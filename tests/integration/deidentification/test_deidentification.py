@@ -16,7 +16,7 @@ from typing import Any, Self
 import psutil
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from hub_dicom.synthetic import SyntheticPatient, synthetic_series
+from hub_dicom.synthetic import SyntheticPatient, nhs_test_number, synthetic_series
 from hub_events import Event, decode
 from hub_events.types import DeadLettered, StudyDeidentified, StudyQuarantined, StudyReceived
 from hub_parts import Parts
@@ -164,6 +164,37 @@ def test_a_study_with_planted_identifiers_goes_its_way(parts: Parts, zone: Zone)
         # The same study in memory gives the same: the store makes no difference.
         memory = Zone()
         assert memory.run(memory.receive("northgate", files)).deidentified == deidentified
+
+
+def test_what_a_trust_does_not_want_is_held_back_and_the_rest_goes_on(parts: Parts, zone: Zone) -> None:
+    def image(number: int, **values: object) -> bytes:
+        return encoded(ct(SOPInstanceUID=f"1.2.3.7.{number}", StudyInstanceUID="1.2.3.700", **values))
+
+    files = [
+        image(1),
+        image(2),
+        image(3, Modality="MR"),
+        image(4, PatientName="ZZZTEST^WARD", PatientID=nhs_test_number(815)),
+        image(5, SOPClassUID="1.2.840.113619.4.27"),
+        image(6, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"),
+    ]
+    expected = {
+        "modality-not-wanted": 1, "test-patient": 1, "private-sop-class": 1, "sop-class-not-wanted": 1, "variant-conflict": 2,
+    }  # fmt: skip
+    with Said(parts) as said, service(parts):
+        received = zone.receive("westhaven", files, variants=[image(2, PatientSex="F")])
+        announce(parts, received)
+        said.wait(lambda: bool(said.of(received, StudyQuarantined)))
+        (deidentified,) = said.of(received, StudyDeidentified)
+        assert (deidentified.instances, deidentified.held_back) == (1, 5)
+        (quarantined,) = said.of(received, StudyQuarantined)
+        assert {reason.code: reason.instances for reason in quarantined.reasons} == expected
+        report = zone.store.get(quarantined.report.bucket, quarantined.report.key)
+    named = {(entry["sop_instance_uid"], entry["reason"]) for entry in json.loads(report)["instances"]}
+    assert {("1.2.3.7.3", "modality-not-wanted"), ("1.2.3.7.4", "test-patient"), ("1.2.3.7.2", "variant-conflict")} <= named
+    everything = b"\n".join([*said.raw, report, log_of(parts).read_bytes()])
+    for identifier in ("ZZZ", nhs_test_number(815), "SOMEBODY", "LOCAL1"):
+        assert identifier.encode() not in everything
 
 
 def test_a_killed_handler_is_started_again_and_says_it_once(parts: Parts, zone: Zone) -> None:
