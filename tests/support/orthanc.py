@@ -13,7 +13,6 @@ import httpx
 from hub_parts.ports import free_port
 
 ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-PLUGINS = Path("/usr/share/orthanc/plugins")
 
 
 @contextmanager

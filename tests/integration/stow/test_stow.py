@@ -1,15 +1,12 @@
 """STOW-RS on a real broker and store, with senders that are not ours: dicomweb-client and Orthanc."""
 
 import io
-import json
-import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -23,14 +20,14 @@ from hub_parts.ports import free_port
 from pydicom import Dataset, dcmread
 from requests import Session
 from support.dicom_files import write_series
+from support.orthanc import orthanc
 from support.receiver_process import TRUSTS, ReceiverProcess, Topic
 from support.senders import send
 from support.stow import CONTENT_TYPE, TOKENS, StartStow, StowProcess, multipart, reasons, stored
 
 BUCKET = "identifiable"
 PATIENT = SyntheticPatient("SYNTHETIC^STOW", "S-1")
-ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-PLUGINS = Path("/usr/share/orthanc/plugins")
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
 def contents(study: str, instances: int, pixels: int = 64) -> list[bytes]:
@@ -217,58 +214,17 @@ def test_workers_share_the_port(start_stow: StartStow) -> None:
         assert [stow.post(multipart(contents("workers", 1))).status_code for _ in range(8)].count(200) >= 6
 
 
-@contextmanager
-def orthanc(folder: Path, stow_url: str) -> Iterator[httpx.Client]:
-    """Orthanc as a router that sends by its DICOMweb plugin."""
-    assert ORTHANC is not None, "Orthanc is missing: apt-get install orthanc orthanc-dicomweb"
-    assert (PLUGINS / "libOrthancDicomWeb.so").exists(), "Orthanc's DICOMweb plugin is missing: apt-get install orthanc-dicomweb"
-    port = free_port()
-    configuration = {
-        "Name": "Router",
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "Plugins": [str(PLUGINS / "libOrthancDicomWeb.so")],
-        "HttpPort": port,
-        "HttpServerEnabled": True,
-        "DicomServerEnabled": False,
-        "AuthenticationEnabled": False,
-        "RemoteAccessAllowed": False,
-        "DicomWeb": {
-            "Enable": True,
-            "StowMaxInstances": 4,
-            "Servers": {
-                "hub": {
-                    "Url": f"{stow_url}/",
-                    "HttpHeaders": {"Authorization": f"Bearer {TOKENS['northgate']}"},
-                    "ChunkedTransfers": True,
-                    "HasDelete": False,
-                }
-            },
-        },
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with (folder / "orthanc.log").open("w") as output:
-        process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            deadline = time.monotonic() + 30
-            while True:
-                with suppress(httpx.TransportError):
-                    if client.get("/system").status_code == 200:
-                        break
-                assert process.poll() is None, (folder / "orthanc.log").read_text()
-                assert time.monotonic() < deadline, (folder / "orthanc.log").read_text()
-                time.sleep(0.1)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 @pytest.mark.peers
 def test_orthanc_sends_a_study(stow: StowProcess, admin_store: S3ObjectStore, tmp_path: Path) -> None:
+    assert PLUGIN.exists(), "Orthanc's DICOMweb plugin is missing: apt-get install orthanc-dicomweb"
     stow.wait_until(stow.ready, seconds=40)
-    with orthanc(tmp_path, stow.url) as router:
+    server = {
+        "Url": f"{stow.url}/",
+        "HttpHeaders": {"Authorization": f"Bearer {TOKENS['northgate']}"},
+        "ChunkedTransfers": True,
+        "HasDelete": False,
+    }
+    with orthanc(tmp_path, Plugins=[str(PLUGIN)], DicomWeb={"Enable": True, "StowMaxInstances": 4, "Servers": {"hub": server}}) as router:
         names = [router.post("/instances", content=content).json()["ID"] for content in contents("orthanc", 10, pixels=256)]
         (study,) = router.get("/studies").json()
         sent = router.post("/dicom-web/servers/hub/stow", json={"Resources": [study], "Synchronous": True})
