@@ -31,6 +31,7 @@ SPLIT_PURPOSES = ("split",)
 DEMO_TRUSTS = """\
 # Three trusts that do not exist, for looking at the hub on one machine. HUB_TRUSTS_FILE names a file of your own.
 # Their quiet time is short so that a demo need not wait; a real trust's is minutes (the default is 300 s).
+# A real one may also say what it does not want: modalities, test_patients, refuse_sop_classes and more, see services/ingest/README.md.
 trusts:
   - name: northgate
     title: Northgate Hospitals (made up)
