@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 TEST_PATIENT_IDS: Final = ("999???????",)
 """NHS numbers of the range that is given to nobody."""
@@ -15,7 +15,17 @@ _FEWEST_LITERAL: Final = 3
 _LONGEST_VALUE: Final = 1024
 _SEPARATORS: Final = str.maketrans("", "", " -")
 
-Patterns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(max_length=100)]
+
+def _of_few(pattern: str) -> str:
+    literal = sum(character not in _WILD and not character.isspace() for character in pattern)
+    if any(character in _WILD for character in pattern) and literal < _FEWEST_LITERAL:
+        # Not the pattern itself: it may be somebody's number.
+        raise ValueError(f"this would be real patients too: a pattern with * or ? needs {_FEWEST_LITERAL} other characters")
+    return pattern
+
+
+Pattern = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_of_few)]
+Patterns = Annotated[tuple[Pattern, ...], Field(max_length=100)]
 
 
 class PatientPatterns(BaseModel):
@@ -29,15 +39,6 @@ class PatientPatterns(BaseModel):
 
     patient_ids: Patterns = TEST_PATIENT_IDS
     patient_names: Patterns = TEST_PATIENT_NAMES
-
-    @field_validator("patient_ids", "patient_names")
-    @classmethod
-    def _of_few(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            literal = sum(character not in _WILD and not character.isspace() for character in pattern)
-            if literal < len(pattern.strip()) and literal < _FEWEST_LITERAL:
-                raise ValueError(f"{pattern!r} would be real patients too: a pattern with * or ? needs {_FEWEST_LITERAL} other characters")
-        return patterns
 
     def match(self, patient_ids: Iterable[str], patient_names: Iterable[str]) -> bool:
         """Whether one of these numbers or names is a test patient's. The work is bounded, whatever the values are."""
