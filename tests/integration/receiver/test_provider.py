@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,14 @@ from typing import Any, cast
 import pytest
 from hub_dicom import Trust, Trusts
 from hub_dicom.synthetic import SyntheticPatient, synthetic_series
+from hub_events import Event
+from hub_events.types import InstanceReceived
 from hub_ingest.arrival import Answer, Arrival
-from hub_ingest.receiver import METRICS
+from hub_ingest.intake import Call
+from hub_ingest.receiver import METRICS, Receiver
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.settings import ReceiverSettings
+from hub_objectstore import MemoryObjectStore
 from hub_runtime import Metrics
 from support.dicom_files import write_series
 from support.senders import Peer, Rejected, association, echo, says_what_to_do, send
@@ -28,16 +32,34 @@ TRUST = Trust(name="northgate", ae_titles=("NORTHGATE",), addresses=("127.0.0.1/
 OTHER = Trust(name="southmead", ae_titles=("SOUTHMEAD",), addresses=("127.0.0.1/32",), assigning_authority="RSM")
 
 
+class BrokenProducer:
+    """Fails as nobody foresaw."""
+
+    def produce(self, *events: Event[InstanceReceived]) -> None:
+        raise RuntimeError("unforeseen")
+
+
+def test_an_error_that_nobody_foresaw_is_said_to_be_ours(tmp_path: Path) -> None:
+    receiver = Receiver(MemoryObjectStore(), BrokenProducer(), Metrics(METRICS))
+    paths = write_series(tmp_path / "files", synthetic_series(SyntheticPatient("SYNTHETIC^P", "P"), study="unforeseen", instances=2))
+    with _provider(tmp_path, Trusts(trusts=(TRUST,)), [], take=lambda trust, arrival: receiver.take(Call(trust), arrival)) as provider:
+        sent = send(Peer(provider.port), paths)
+    assert [one.status for one in sent] == [0x0110, 0x0110]
+    assert all(says_what_to_do(one.comment) for one in sent)
+
+
 @contextmanager
-def _provider(folder: Path, trusts: Trusts, taken: list[Arrival], **more: object) -> Iterator[StorageProvider[Trust]]:
+def _provider(
+    folder: Path, trusts: Trusts, taken: list[Arrival], *, take: Callable[[Trust, Arrival], Answer] | None = None, **more: object
+) -> Iterator[StorageProvider[Trust]]:
     needed = {"kafka_bootstrap_servers": "x", "s3_endpoint": "http://x", "s3_access_key": "a", "s3_secret_key": "b", "receiver_port": 0}
     settings = ReceiverSettings.model_validate(needed | more)
 
-    def take(_call: Trust, arrival: Arrival) -> Answer:
+    def note(_call: Trust, arrival: Arrival) -> Answer:
         taken.append(arrival)
         return Answer(0x0000 if arrival.fault is None else 0xA700)
 
-    provider = StorageProvider(settings, trusts, admit=lambda trust: trust, take=take, metrics=Metrics(METRICS), folder=folder)
+    provider = StorageProvider(settings, trusts, admit=lambda trust: trust, take=take or note, metrics=Metrics(METRICS), folder=folder)
     thread = threading.Thread(target=provider.serve)
     thread.start()
     try:
@@ -169,7 +191,7 @@ def test_a_trust_has_its_own_bound_and_leaves_room_for_the_others(tmp_path: Path
 def test_two_hundred_open_associations_have_a_bound_of_memory(tmp_path: Path) -> None:
     taken: list[Arrival] = []
     trusts = Trusts(trusts=(TRUST, OTHER))
-    most = {"receiver_associations": 200, "receiver_associations_per_trust": 200}
+    most: dict[str, Any] = {"receiver_associations": 200, "receiver_associations_per_trust": 200}
     with _provider(tmp_path, trusts, taken, **most) as provider, raw_association(provider.port), ExitStack() as open_now:
         before = _resident()
         # Each has begun an instance: 1 MB of it is here, the rest never comes.
@@ -188,7 +210,7 @@ def test_two_hundred_open_associations_have_a_bound_of_memory(tmp_path: Path) ->
 
 def test_what_needs_a_file_is_refused_where_the_disk_is_nearly_full(tmp_path: Path) -> None:
     taken: list[Arrival] = []
-    more = {"receiver_memory_bytes": 100_000, "receiver_free_bytes": 2**60}
+    more: dict[str, Any] = {"receiver_memory_bytes": 100_000, "receiver_free_bytes": 2**60}
     with _provider(tmp_path, Trusts(trusts=(TRUST,)), taken, **more) as provider, raw_association(provider.port) as connection:
         for size, status in ((200_000, 0xA700), (50_000, 0x0000), (200_000, 0xA700)):
             connection.sendall(message(store_request(), bytes(size)))
