@@ -16,7 +16,7 @@ from hub_dicom.synthetic import SyntheticPatient, synthetic_series
 from hub_events import Event
 from hub_events.types import InstanceReceived
 from hub_ingest.arrival import Answer, Arrival
-from hub_ingest.intake import Call
+from hub_ingest.intake import Call, Intake
 from hub_ingest.receiver import METRICS, Receiver
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.settings import ReceiverSettings
@@ -40,7 +40,7 @@ class BrokenProducer:
 
 
 def test_an_error_that_nobody_foresaw_is_said_to_be_ours(tmp_path: Path) -> None:
-    receiver = Receiver(MemoryObjectStore(), BrokenProducer(), Metrics(METRICS))
+    receiver = Receiver(Intake(MemoryObjectStore(), BrokenProducer(), source="ingest.receiver", origin="c-store"), Metrics(METRICS))
     paths = write_series(tmp_path / "files", synthetic_series(SyntheticPatient("SYNTHETIC^P", "P"), study="unforeseen", instances=2))
     with _provider(tmp_path, Trusts(trusts=(TRUST,)), [], take=lambda trust, arrival: receiver.take(Call(trust), arrival)) as provider:
         sent = send(Peer(provider.port), paths)

@@ -24,11 +24,10 @@ from typing import Final, Literal
 
 from hub_dicom import Trust, instance_key, is_uid, read_file_meta
 from hub_dicom.part10 import NotPart10
+from hub_dicom.storage import may_be_stored
 from hub_events.types import InstanceReceived
 from hub_objectstore import ObjectMissing, ObjectStore
 from pydantic import BaseModel, ConfigDict, ValidationError
-
-from hub_ingest.accepted import STORAGE_SOP_CLASSES
 
 BUCKET: Final = "identifiable"
 ANNOUNCED: Final = "announced"
@@ -316,7 +315,7 @@ def forget_done(store: ObjectStore, before: datetime) -> None:
 
 def _missing(store: ObjectStore, trust: str, reference: Reference) -> int | None:
     """Why an instance is not committed, or None. What an announcement names must also be there."""
-    if reference.sop_class_uid not in STORAGE_SOP_CLASSES:
+    if not may_be_stored(reference.sop_class_uid):
         return CLASS_NOT_SUPPORTED
     if not is_uid(reference.sop_instance_uid):
         return NO_SUCH_INSTANCE
