@@ -1,14 +1,18 @@
 """C-STORE in, dataset out: what three trusts sent is what a consumer downloads, without what identifies patients."""
 
 import json
+import os
 import shlex
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pydicom
 import pytest
+from hub_dicom.synthetic import SyntheticPatient, nhs_test_number, synthetic_series
 from support.cohort import Cohort, signatures
+from support.dicom_files import write_series
 from support.exported import PARTS, Exported, create, download
 from support.hub import Hub, send, wait_for
 
@@ -113,6 +117,29 @@ def test_a_late_instance_makes_revision_two_and_is_in_the_next_version(
     assert signatures(pydicom.dcmread(image) for image in second.images) == cohort.signatures([path])
     again = download(hub, "main", 1, tmp_path / "first")
     assert again.digests == peaceful.digests, "version 1 must not change"
+
+
+def test_what_a_trust_s_own_router_puts_and_announces_is_indexed(hub: Hub, peaceful: Exported, tmp_path: Path) -> None:
+    before = hub.indexed()
+    patient = SyntheticPatient("Made^Router", nhs_test_number(77), "NHS")
+    files = write_series(tmp_path, synthetic_series(patient, study="own router", instances=3))
+    identities = json.loads(Path(hub.endpoints["credentials_file"]).read_text())
+    s3, kafka = (identities[part]["router-eastvale"] for part in ("s3", "kafka"))
+    environment = os.environ | {
+        "ROUTER_S3_ACCESS_KEY": s3["access_key"],
+        "ROUTER_S3_SECRET_KEY": s3["secret_key"],
+        "ROUTER_KAFKA_USERNAME": kafka["username"],
+        "ROUTER_KAFKA_PASSWORD": kafka["password"],
+    }
+    where = ["--store", hub.endpoints["s3"]["endpoint"], "--kafka", hub.endpoints["kafka"]["bootstrap_servers"]]
+    sample = README.parent / "services" / "ingest" / "examples" / "router.py"
+    command = [sys.executable, sample, "--trust", "eastvale", *where, "--protocol", "SASL_PLAINTEXT", *files]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: hub.indexed() == before + 3, 60, lambda: f"{hub.indexed() - before} of 3 instances indexed")
+    study = str(pydicom.dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
+    told = {(event["data"]["origin"], event["source"]) for event in hub.json("trace", study) if event["type"] == "hub.instance.received.v1"}
+    assert ("router", "ingest.gate") in told
 
 
 def test_the_commands_of_the_readme_work(hub: Hub, peaceful: Exported, cohort: Cohort, tmp_path: Path) -> None:

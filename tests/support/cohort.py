@@ -35,6 +35,7 @@ trusts:
     quiet_seconds: 3
     assigning_authority: EVL
     national_number: {field: OtherPatientIDsSequence, issuer: NHS}
+    router: true
   - name: westhaven
     title: Westhaven (made up), with rules
     ae_titles: [WESTHAVEN]
