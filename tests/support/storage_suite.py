@@ -6,14 +6,14 @@ import secrets
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pytest
 from hub_objectstore import DigestMismatch, ObjectMissing, ObjectStore
 
 BUCKET = "identifiable"
 OTHER_BUCKET = "research"
-LARGE = 80 * 2**20
+LARGE = 66 * 2**20
 
 
 class Pattern(io.RawIOBase):
@@ -34,6 +34,20 @@ class Pattern(io.RawIOBase):
         block = self._BLOCK[start:end]
         self._place += len(block)
         return block
+
+
+class SeekablePattern(Pattern):
+    """The same, and it can seek."""
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
 
 
 def digest_of(stream: io.RawIOBase | BinaryIO) -> str:
@@ -233,6 +247,49 @@ class StorageSuite:
         assert not store.put_if_absent(BUCKET, key, io.BytesIO(body), size=len(body), sha256=digest)
         assert store.get(BUCKET, key) == body
         store.delete(BUCKET, key)
+
+    def test_a_large_stream_that_can_seek(self, store: ObjectStore, prefix: str) -> None:
+        key, digest = f"{prefix}/large", digest_of(Pattern(LARGE))
+        tail = SeekablePattern(LARGE)
+        tail.seek(LARGE - 10)
+        end = tail.read()
+        named: Any
+        for number, named in enumerate(({"size": LARGE, "sha256": digest}, {})):
+            assert store.put_if_absent(BUCKET, f"{key}-{number}", cast("BinaryIO", SeekablePattern(LARGE)), **named)
+            assert not store.put_if_absent(BUCKET, f"{key}-{number}", cast("BinaryIO", SeekablePattern(LARGE)), **named)
+            with store.open(BUCKET, f"{key}-{number}") as stream:
+                assert digest_of(stream) == digest
+            store.delete(BUCKET, f"{key}-{number}")
+        store.put(BUCKET, key, b"something else")
+        store.put(BUCKET, key, cast("BinaryIO", SeekablePattern(LARGE)), sha256=digest)
+        assert store.get_range(BUCKET, key, LARGE - 10, 100) == end
+        store.delete(BUCKET, key)
+
+    def test_of_many_large_put_if_absent_at_once_exactly_one_wins(self, store: ObjectStore, prefix: str) -> None:
+        won: list[int] = []
+        start = threading.Barrier(3)
+
+        def one(number: int) -> None:
+            start.wait()
+            if store.put_if_absent(BUCKET, f"{prefix}/large", cast("BinaryIO", SeekablePattern(LARGE)), size=LARGE):
+                won.append(number)
+
+        with_threads(3, one)
+        assert len(won) == 1
+        store.delete(BUCKET, f"{prefix}/large")
+
+    def test_a_large_body_that_is_not_what_was_named_is_refused_and_nothing_written(self, store: ObjectStore, prefix: str) -> None:
+        key, wrong = f"{prefix}/large", digest_of(Pattern(LARGE + 1))
+        for body in (SeekablePattern(LARGE), SeekablePattern(LARGE).read()):
+            with pytest.raises(DigestMismatch) as refused:
+                store.put(BUCKET, key, cast("Any", body), sha256=wrong)
+            assert prefix not in str(refused.value), "an error names no key"
+        with pytest.raises(DigestMismatch):
+            store.put_if_absent(BUCKET, key, cast("BinaryIO", SeekablePattern(LARGE)), size=LARGE, sha256=wrong)
+        with pytest.raises(ValueError, match=str(LARGE + 1)):
+            store.put_if_absent(BUCKET, key, cast("BinaryIO", SeekablePattern(LARGE)), size=LARGE + 1)
+        assert store.stat(BUCKET, key) is None
+        store.put(BUCKET, key, b"still works")
 
     def test_it_is_reachable(self, store: ObjectStore) -> None:
         assert store.reachable()

@@ -4,19 +4,92 @@ import signal
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO, cast
 
 import pytest
-from hub_objectstore import ObjectStore, S3ObjectStore, StoreRefused, StoreUnavailable
+from hub_objectstore import DigestMismatch, ObjectStore, S3ObjectStore, StoreRefused, StoreUnavailable
+from hub_parts import Parts
 from support.parts import S3, s3_of, start_parts
-from support.storage_suite import BUCKET, Pattern, StorageSuite
+from support.storage_suite import BUCKET, LARGE, Pattern, SeekablePattern, StorageSuite, digest_of
 
 
 class TestS3(StorageSuite):
     @pytest.fixture
     def store(self, s3: S3) -> ObjectStore:
         return s3.store()
+
+    def test_a_large_upload_that_fails_leaves_no_part_behind(self, s3: S3, prefix: str) -> None:
+        store, key = s3.store(), f"{prefix}/large"
+        bodies: list[tuple[type[Exception], Changing]] = [(DigestMismatch, OtherTheSecondTime(LARGE)), (StoreUnavailable, Failing(LARGE))]
+        for error, body in bodies:
+            with pytest.raises(error):
+                store.put_if_absent(BUCKET, key, cast("BinaryIO", body), size=LARGE)
+            assert body.bent
+            assert store.stat(BUCKET, key) is None
+            assert _uploads(store, key) == 0
+        with pytest.raises(DigestMismatch):
+            store.put_if_absent(BUCKET, key, cast("BinaryIO", SeekablePattern(LARGE)), size=LARGE, sha256="0" * 64)
+        assert _uploads(store, key) == 0
+        # The same look sees what was not aborted.
+        store._client._create_multipart_upload(BUCKET, key, {})
+        assert _uploads(store, key) == 1
+
+    def test_a_large_body_is_never_whole_in_memory(self, s3: S3, prefix: str) -> None:
+        store, size = s3.store(), 3 * LARGE
+        digest = digest_of(Pattern(size))
+        tracemalloc.start()
+        try:
+            assert store.put_if_absent(BUCKET, f"{prefix}/large", cast("BinaryIO", SeekablePattern(size)), size=size, sha256=digest)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 8 * 2**20, f"{peak / 2**20:.1f} MiB"
+        store.delete(BUCKET, f"{prefix}/large")
+
+
+class Changing(SeekablePattern):
+    """Its bytes at one place are not always the same."""
+
+    bent = False
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._place
+        block = super().read(size)
+        if start <= 40_000_000 < start + len(block):
+            return self.bend(block)
+        return block
+
+    def bend(self, block: bytes) -> bytes:
+        raise NotImplementedError
+
+
+class OtherTheSecondTime(Changing):
+    """A file that somebody writes into while it is sent."""
+
+    seen = False
+
+    def bend(self, block: bytes) -> bytes:
+        if not self.seen:
+            self.seen = True
+            return block
+        self.bent = True
+        return bytes(len(block))
+
+
+class Failing(Changing):
+    """A disk that cannot be read in the middle."""
+
+    def bend(self, block: bytes) -> bytes:
+        self.bent = True
+        raise OSError("unreadable")
+
+
+def _uploads(store: S3ObjectStore, key: str) -> int:
+    """Of this key, not completed and not aborted."""
+    return len(store._client._list_multipart_uploads(BUCKET, prefix=key).uploads)
 
 
 def _calls(store: ObjectStore) -> list[Callable[[], object]]:
@@ -144,8 +217,39 @@ def test_a_stopped_store_is_away_and_serves_again_when_it_goes_on() -> None:
             with pytest.raises(StoreUnavailable):
                 store.put(BUCKET, "large", Pattern(40 * 2**20))  # type: ignore[arg-type]  # read() is all that is asked of it
             assert time.monotonic() - start < 10
+            start = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                store.put_if_absent(BUCKET, "large", cast("BinaryIO", SeekablePattern(LARGE)), size=LARGE)
+            assert time.monotonic() - start < 10
         finally:
             parts.supervisor.signal(program, signal.SIGCONT)
         assert store.get(BUCKET, "secret-key") == b"x"
         store.put(BUCKET, "secret-key", b"y")
         assert store.get(BUCKET, "secret-key") == b"y"
+        _a_store_that_stops_in_the_middle_of_a_large_upload(parts, store)
+        for identity in ("receiver", "deidentification"):
+            assert (
+                s3_of(parts, identity)
+                .store()
+                .put_if_absent(BUCKET, f"large-by-{identity}", cast("BinaryIO", SeekablePattern(LARGE)), size=LARGE)
+            ), "its rights are enough for an upload in parts"
+
+
+def _a_store_that_stops_in_the_middle_of_a_large_upload(parts: Parts, store: S3ObjectStore) -> None:
+    (program,) = parts.programs
+
+    class Stopping(SeekablePattern):
+        def read(self, size: int = -1) -> bytes:
+            if self._place > LARGE // 2:
+                parts.supervisor.signal(program, signal.SIGSTOP)
+            return super().read(size)
+
+    start = time.monotonic()
+    try:
+        with pytest.raises(StoreUnavailable) as away:
+            store.put_if_absent(BUCKET, "secret-key-3", cast("BinaryIO", Stopping(LARGE)), size=LARGE)
+        assert time.monotonic() - start < 10
+        assert "secret-key" not in str(away.value)
+    finally:
+        parts.supervisor.signal(program, signal.SIGCONT)
+    assert store.stat(BUCKET, "secret-key-3") is None

@@ -66,6 +66,9 @@ class ObjectStore(Protocol):
         """Write an object, over one that is there.
 
         A stream with `sha256` that can seek, or whose `size` is given, goes in one request; any other in parts, bounded in memory.
+        A large body (64 MiB) that can seek goes in parts of 16 MiB, up to four at a time and each read as it is sent; its whole SHA-256
+        is computed on the way, the store checks that of each part. An upload that fails is aborted; one whose abort the store did not
+        answer, or whose process was killed, stays in the store unseen until a rule for incomplete uploads takes it.
 
         Raises:
             DigestMismatch: the store got bytes of another SHA-256 (hexadecimal).
@@ -86,6 +89,7 @@ class ObjectStore(Protocol):
         """Write an object unless its key is taken (`If-None-Match: *`). True: it is this call's; False: it was there and is untouched.
 
         Of calls at the same time exactly one gets True. A stream must be able to seek, or come with `size` and `sha256`.
+        A large body goes in parts, as with `put`.
 
         Raises:
             DigestMismatch: the store got bytes of another SHA-256 (hexadecimal).

@@ -4,10 +4,11 @@ import base64
 import hashlib
 import io
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import urllib3
@@ -20,15 +21,29 @@ from minio.signer import sign_v4_s3
 from urllib3.exceptions import HTTPError
 
 from hub_objectstore.port import DigestMismatch, ObjectInfo, ObjectMissing, StoreRefused, StoreUnavailable
+from hub_objectstore.upload import PARALLEL, Conflict, Upload, Window
 
 _REGION: Final = "us-east-1"  # naming one saves a request for the bucket's location
-_PART_BYTES: Final = 16 * 2**20
+_LARGE_BYTES: Final = 64 * 2**20  # from here on a body goes in parts
+_PART_BYTES: Final = 16 * 2**20  # of a stream of unknown size
+_PARTS_AT_ONCE: Final = 8  # of all uploads of a process, as far as each has at least one
+_PART_ANSWERS: Final = 2  # a busy store takes its time for a whole part: so many timeouts
+_COMPLETE_ANSWERS: Final = 3  # it may put the parts together before it answers
 _MAXIMUM_PUT_BYTES: Final = 5 * 2**30  # of one request, Amazon S3 User Guide, "Uploading objects"
 _BLOCK_BYTES: Final = 128 * 2**10
 _COPY_BYTES_PER_SECOND: Final = 20 * 2**20  # a copy answers when all is copied: a slow store is not a dead one
 _MISSING: Final = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 _OTHER_DIGEST: Final = {"BadDigest", "XAmzContentSHA256Mismatch", "InvalidDigest", "XAmzContentChecksumMismatch"}
-_PASSING: Final = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Busy", "OperationAborted", "ServerBusy"}
+_PASSING: Final = {
+    "SlowDown",
+    "InternalError",
+    "ServiceUnavailable",
+    "RequestTimeout",
+    "Busy",
+    "OperationAborted",
+    "ServerBusy",
+    "NoSuchUpload",
+}
 
 # Its debug lines and its warnings of a full pool name paths, and paths name UIDs.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -60,6 +75,8 @@ class S3ObjectStore:
         self.endpoint: Final = f"{url.scheme}://{url.netloc}"
         self._credentials = Credentials(access_key, secret_key)
         self._timeout_seconds = timeout_seconds
+        self._uploads = 0
+        self._uploads_lock = threading.Lock()
         self._pool = urllib3.PoolManager(
             num_pools=2,
             maxsize=pool_size,
@@ -81,6 +98,10 @@ class S3ObjectStore:
         content_type: str = "application/octet-stream",
     ) -> None:
         """See `ObjectStore.put`."""
+        large = _large(body, size)
+        if large is not None:
+            self._upload(bucket, key, large, sha256=sha256, content_type=content_type, only_if_absent=False)
+            return
         if isinstance(body, bytes) or (sha256 is not None and (size is not None or body.seekable())):
             self._put(bucket, key, _measure(body, size, sha256), content_type, only_if_absent=False)
             return
@@ -106,7 +127,14 @@ class S3ObjectStore:
         sha256: str | None = None,
         content_type: str = "application/octet-stream",
     ) -> bool:
-        """See `ObjectStore.put_if_absent`."""
+        """See `ObjectStore.put_if_absent`.
+
+        A large body's condition is that of CompleteMultipartUpload, which SeaweedFS 4.48 and MinIO honour; the key is looked for before,
+        too, so that a repeat costs no upload.
+        """
+        large = _large(body, size)
+        if large is not None:
+            return self._upload(bucket, key, large, sha256=sha256, content_type=content_type, only_if_absent=True)
         return self._put(bucket, key, _measure(body, size, sha256), content_type, only_if_absent=True)
 
     def get(self, bucket: str, key: str) -> bytes:
@@ -212,20 +240,82 @@ class S3ObjectStore:
             try:
                 self._send("PUT", bucket, key, content, headers)
             except S3Error as error:
-                if only_if_absent and (error.code == "PreconditionFailed" or error.response.status == 412):
+                if only_if_absent and self._taken(error, bucket, key):
                     return False
-                if only_if_absent and error.code == "ConditionalRequestConflict":
-                    # Another write of this key was under way; it has it, or nobody does and the caller may come again.
-                    if self.stat(bucket, key) is not None:
-                        return False
-                    raise StoreUnavailable(f"the object store at {self.endpoint} was busy with PUT in bucket {bucket}") from None
                 raise
         return True
 
+    def _upload(
+        self, bucket: str, key: str, large: tuple[BinaryIO, int], *, sha256: str | None, content_type: str, only_if_absent: bool
+    ) -> bool:
+        """A large body in parts."""
+
+        def send(
+            verb: str,
+            query: Mapping[str, str],
+            body: bytes | Window,
+            *,
+            sha256: str,
+            headers: Mapping[str, str],
+            seconds: float | None = None,
+        ) -> urllib3.BaseHTTPResponse:
+            return self._send(verb, bucket, key, _Content(body, 0, sha256), dict(headers), query=dict(query), seconds=seconds)
+
+        if only_if_absent and self._is_there(bucket, key):
+            return False
+        with self._uploads_lock:
+            self._uploads += 1
+            parallel = max(1, min(PARALLEL, _PARTS_AT_ONCE // self._uploads))
+        try:
+            with self._failures("PUT", bucket):
+                try:
+                    upload = Upload(
+                        send,
+                        *large,
+                        sha256=sha256,
+                        parallel=parallel,
+                        part_seconds=_PART_ANSWERS * self._timeout_seconds,
+                        complete_seconds=_COMPLETE_ANSWERS * self._timeout_seconds,
+                    )
+                    upload.run(content_type=content_type, only_if_absent=only_if_absent)
+                except (S3Error, Conflict) as error:
+                    if only_if_absent and self._taken(error, bucket, key):
+                        return False
+                    raise
+        finally:
+            with self._uploads_lock:
+                self._uploads -= 1
+        return True
+
+    def _is_there(self, bucket: str, key: str) -> bool:
+        try:
+            return self.stat(bucket, key) is not None
+        except _NotAllowed:
+            return False  # it may write and not read: the condition of the write decides
+
+    def _taken(self, error: S3Error | Conflict, bucket: str, key: str) -> bool:
+        """Whether a conditional write failed because the key is taken."""
+        if error.code == "PreconditionFailed" or (isinstance(error, S3Error) and error.response.status == 412):
+            return True
+        if error.code == "ConditionalRequestConflict":
+            # Another write of this key was under way; it has it, or nobody does and the caller may come again.
+            if self.stat(bucket, key) is not None:
+                return True
+            raise StoreUnavailable(f"the object store at {self.endpoint} was busy with PUT in bucket {bucket}") from None
+        return False
+
     def _send(
-        self, verb: str, bucket: str, key: str, content: "_Content", headers: dict[str, str], *, seconds: float | None = None
+        self,
+        verb: str,
+        bucket: str,
+        key: str,
+        content: "_Content",
+        headers: dict[str, str],
+        *,
+        query: dict[str, str] | None = None,
+        seconds: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        url = self._url.build(method=verb, region=_REGION, bucket_name=bucket, object_name=key)
+        url = self._url.build(method=verb, region=_REGION, bucket_name=bucket, object_name=key, query_params=cast("Any", query))
         moment = minio_time.utcnow()
         signed = sign_v4_s3(
             method=verb,
@@ -344,9 +434,22 @@ class _Checked:
 class _Content:
     """A body of one request, measured."""
 
-    body: bytes | _Checked
+    body: bytes | _Checked | Window
     size: int
     sha256: str
+
+
+def _large(body: bytes | BinaryIO, size: int | None) -> tuple[BinaryIO, int] | None:
+    """The body as a stream that can seek, and its size, where it is one for parts."""
+    if isinstance(body, bytes):
+        return (io.BytesIO(body), len(body)) if len(body) >= _LARGE_BYTES and size in {None, len(body)} else None
+    if not body.seekable():
+        return None
+    if size is None:
+        start = body.tell()
+        size = body.seek(0, io.SEEK_END) - start
+        body.seek(start)
+    return (body, size) if size >= _LARGE_BYTES else None
 
 
 def _measure(body: bytes | BinaryIO, size: int | None, sha256: str | None) -> _Content:

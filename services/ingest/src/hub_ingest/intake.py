@@ -196,16 +196,33 @@ class _Joined(io.RawIOBase):
     def __init__(self, start: bytes, rest: BinaryIO) -> None:
         self._start = start
         self._rest = rest
+        self._place = 0
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            offset += len(self._start) + self._rest.seek(0, io.SEEK_END)
+        elif whence == io.SEEK_CUR:
+            offset += self._place
+        self._place = offset
+        return offset
+
     def read(self, size: int = -1) -> bytes:
-        if self._start:
-            size = len(self._start) if size < 0 else size
-            block, self._start = self._start[:size], self._start[size:]
-            return block
-        return self._rest.read(size)
+        if self._place < len(self._start):
+            block = self._start[self._place : len(self._start) if size < 0 else self._place + size]
+        else:
+            self._rest.seek(self._place - len(self._start))
+            block = self._rest.read(size)
+        self._place += len(block)
+        return block
 
 
 def watch_parts(service: Service[AnySettings], store: ObjectStore) -> None:
