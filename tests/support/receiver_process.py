@@ -90,6 +90,10 @@ class ReceiverProcess:
     def ready(self) -> bool:
         return httpx.get(f"{self.health}/readyz", timeout=5).status_code == 200
 
+    def unready(self) -> dict[str, str]:
+        """What /readyz says is in the way."""
+        return dict(httpx.get(f"{self.health}/readyz", timeout=5).json()["reasons"])
+
     def metric(self, start: str) -> float:
         lines = httpx.get(f"{self.health}/metrics", timeout=5).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(start))

@@ -23,6 +23,9 @@ def _series(folder: Path, study: str, instances: int, pixels: int = 64) -> list[
     return write_series(folder, synthetic_series(PATIENT, study=study, instances=instances, pixels=pixels))
 
 
+COMMENTS = {"store": "Object store unavailable", "broker": "Message broker unavailable"}
+
+
 @pytest.mark.parametrize("part", ["store", "broker"])
 def test_a_part_that_hangs_is_out_of_resources_in_time_and_over_when_it_goes_on(
     receiver: ReceiverProcess, parts: Parts, part: str, tmp_path: Path, topic: Topic
@@ -33,12 +36,16 @@ def test_a_part_that_hangs_is_out_of_resources_in_time_and_over_when_it_goes_on(
     parts.supervisor.signal(program, signal.SIGSTOP)
     try:
         sent = send(receiver.peer, paths[:1])
-        receiver.wait_until(lambda: not receiver.ready())
+        assert list(receiver.unready()) == [part]
+        # The first one waited; nobody else does.
+        early = [*send(receiver.peer, paths), *send(receiver.as_caller("SOUTHMEAD"), paths)]
     finally:
         parts.supervisor.signal(program, signal.SIGCONT)
-    assert [one.status for one in sent] == [0xA700]
+    assert {one.status for one in [*sent, *early]} == {0xA700}
+    assert {one.comment for one in [*sent, *early]} == {f"{COMMENTS[part]}: send again later"}
     assert says_what_to_do(sent[0].comment), sent[0].comment
     assert sent[0].seconds < 16, "a sender waits 30 s at most"
+    assert max(one.seconds for one in early) < 2
     receiver.wait_until(receiver.ready, seconds=40)
     assert [one.status for one in send(receiver.peer, paths)] == [0, 0]
     assert {event.data.sop_instance_uid for event in topic.events()} == {synthetic_uid(f"hangs-{part}", 1, number) for number in (1, 2)}
@@ -52,6 +59,7 @@ def test_an_association_goes_on_after_a_failure(receiver: ReceiverProcess, parts
     def after(one: Sent) -> None:
         answers.append(one)
         parts.supervisor.signal(program, signal.SIGSTOP if len(answers) == 1 else signal.SIGCONT)
+        receiver.wait_until(lambda: len(answers) == 1 or receiver.ready())
 
     try:
         send(receiver.peer, paths, after_each=after)

@@ -9,9 +9,12 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 _CHECKED_BYTES = 16 * 2**20
+
+Part = Literal["store", "broker", "disk"]
+"""What an instance needs to be taken in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Arrival:
     """There was more than the limit; the data set is not whole."""
     fault: OSError | None = None
     """It could not be kept; the data set is not whole."""
+    away: Part | None = None
+    """This was known to be away before it came; nothing of it was kept."""
     sha256: str | None = None
     """Of the whole object, `file_meta` of these UIDs and then the data set, where it was computed on the way."""
 
@@ -72,6 +77,7 @@ class Spool(io.BytesIO):
         start: bytes | None = None,
         budget: MemoryBudget | None = None,
         keep_free_bytes: int = 0,
+        away: Part | None = None,
     ) -> None:
         """An empty one.
 
@@ -82,11 +88,13 @@ class Spool(io.BytesIO):
             start: what stands before the data set in the stored object; given, `sha256` is computed on the way.
             budget: what all spools may hold in memory; without room in it the file comes earlier.
             keep_free_bytes: a file is not begun, nor gone on with, where the file system has less room.
+            away: what is missing to take an instance in; given, nothing is kept.
         """
         super().__init__()
         self.size = 0
         self.too_large = False
         self.fault: OSError | None = None
+        self.away = away
         self._folder = folder
         self._memory_bytes = memory_bytes
         self._maximum_bytes = maximum_bytes
@@ -112,7 +120,7 @@ class Spool(io.BytesIO):
         size = len(data)
         if self.size + size > self._maximum_bytes:
             self.too_large = True
-        if self.too_large or self.fault is not None:
+        if self.too_large or self.fault is not None or self.away is not None:
             return size
         try:
             if self._file is None and not self._fits(size):

@@ -2,23 +2,19 @@
 
 import hashlib
 import io
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final, Literal, Protocol, TypeVar, cast
+from typing import BinaryIO, Final, Literal, Protocol, cast
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from hub_dicom import Header, Trust, UnreadableDataSet, file_meta, instance_key, read_header
 from hub_events import Event, child_traceparent, new_traceparent
 from hub_events.types import InstanceReceived, ObjectReference
 from hub_objectstore import ObjectStore, StoreUnavailable
 from hub_runtime import logger
 from hub_runtime.errors import BrokerUnavailable
-from hub_runtime.service import Service
-from hub_runtime.settings import ServiceSettings, kafka_config
 
-from hub_ingest.arrival import Arrival
+from hub_ingest.arrival import Arrival, Part
+from hub_ingest.pressure import Pressure
 
 BUCKET: Final = "identifiable"
 TOPIC: Final = "identifiable.instance.received"
@@ -33,9 +29,12 @@ CANNOT_UNDERSTAND: Final = 0xC000
 
 _BLOCK_BYTES: Final = 2**20
 _TRACES: Final = 1000  # studies whose trace a call remembers
-_PROBE_SECONDS: Final = 5.0
+_AWAY: Final[dict[Part, tuple[str, str]]] = {
+    "store": ("store-unavailable", "Object store unavailable: send again later"),
+    "broker": ("broker-unavailable", "Message broker unavailable: send again later"),
+    "disk": ("no-space", "No space to receive the data set: send again later"),
+}
 
-AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
 log = logger()
 
 
@@ -89,10 +88,19 @@ class Taken:
 class Intake:
     """Takes instances, the same way from wherever they come. Safe from many threads."""
 
-    def __init__(self, store: ObjectStore, producer: Producer, *, source: str, origin: Literal["c-store", "stow-rs"]) -> None:
-        """`source`, a service's name in the registry, and `origin` are said in the events."""
+    def __init__(
+        self,
+        store: ObjectStore,
+        producer: Producer,
+        *,
+        source: str,
+        origin: Literal["c-store", "stow-rs"],
+        pressure: Pressure | None = None,
+    ) -> None:
+        """`source`, a service's name in the registry, and `origin` are said in the events; `pressure` says what is away."""
         self._store = store
         self._producer = producer
+        self._pressure = pressure
         self._source = source
         self._origin: Literal["c-store", "stow-rs"] = origin
 
@@ -110,6 +118,9 @@ class Intake:
         Raises:
             Refusal: the instance is answered with a failure.
         """
+        away = arrival.away or (self._pressure.away(whole=True) if self._pressure is not None else None)
+        if away is not None:
+            raise Refusal(OUT_OF_RESOURCES, *_AWAY[away])
         header, study_instance_uid, series_instance_uid, sop_instance_uid = identify(arrival)
         if only_study is not None and study_instance_uid != only_study:
             raise Refusal(OTHER_STUDY, "other-study", "Study Instance UID is not the request's: send to its own study")
@@ -123,7 +134,7 @@ class Intake:
             )
         except StoreUnavailable as error:
             log.warning("the store did not take an instance: %s", error, trust=call.trust.name)  # the text names no key
-            raise Refusal(OUT_OF_RESOURCES, "store-unavailable", "Object store unavailable: send again later") from None
+            raise self._met("store") from None
         event = Event.first(
             TOPIC,
             study_instance_uid,
@@ -143,8 +154,14 @@ class Intake:
         try:
             self._producer.produce(event)
         except BrokerUnavailable:
-            raise Refusal(OUT_OF_RESOURCES, "broker-unavailable", "Message broker unavailable: send again later") from None
+            raise self._met("broker") from None
         return Taken(study_instance_uid, series_instance_uid, sop_instance_uid, arrival.sop_class_uid, created=created)
+
+    def _met(self, part: Literal["store", "broker"]) -> Refusal:
+        """An instance waited for this part in vain."""
+        if self._pressure is not None:
+            self._pressure.met(part)
+        return Refusal(OUT_OF_RESOURCES, *_AWAY[part])
 
 
 def _digest(meta: bytes, data_set: BinaryIO) -> str:
@@ -162,7 +179,7 @@ def identify(arrival: Arrival) -> tuple[Header, str, str, str]:
         Refusal: nothing readable arrived, or it is not what the request says.
     """
     if arrival.fault is not None:
-        raise Refusal(OUT_OF_RESOURCES, "no-space", "No space to receive the data set: send again later")
+        raise Refusal(OUT_OF_RESOURCES, *_AWAY["disk"])
     if arrival.too_large:
         raise Refusal(CANNOT_UNDERSTAND, "too-large", "Too large for this hub: ask its operator to raise the limit")
     arrival.data_set.seek(0)
@@ -223,30 +240,3 @@ class _Joined(io.RawIOBase):
             block = self._rest.read(size)
         self._place += len(block)
         return block
-
-
-def watch_parts(service: Service[AnySettings], store: ObjectStore) -> None:
-    """Ask store and broker every few seconds, so that readiness says what the next instance will meet; runs until `stop`."""
-    admin = AdminClient(kafka_config(service.settings) | {"socket.timeout.ms": 3000})
-    while True:
-        broker = threading.Thread(target=_probe_broker, args=(service, admin), daemon=True)
-        broker.start()
-        if store.reachable():
-            service.health.ready("store")
-        else:
-            service.health.unready("store", "the object store does not answer or refuses this identity")
-        broker.join()
-        if service.stop.wait(_PROBE_SECONDS):
-            return
-
-
-def _probe_broker(service: Service[AnySettings], admin: AdminClient) -> None:
-    try:
-        known = admin.list_topics(TOPIC, timeout=3.0).topics.get(TOPIC)
-    except KafkaException:
-        service.health.unready("broker", "the broker does not answer")
-        return
-    if known is None or known.error is not None:
-        service.health.unready("broker", f"the topic {TOPIC} is not there or not allowed")
-    else:
-        service.health.ready("broker")

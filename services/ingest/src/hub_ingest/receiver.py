@@ -18,7 +18,8 @@ from hub_runtime.settings import open_store
 
 from hub_ingest import commitment_scp
 from hub_ingest.arrival import Answer, Arrival
-from hub_ingest.intake import PROCESSING_FAILURE, SUCCESS, Call, Intake, Refusal, Taken, watch_parts
+from hub_ingest.intake import PROCESSING_FAILURE, SUCCESS, Call, Intake, Refusal, Taken
+from hub_ingest.pressure import Pressure, watch_parts
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.receiver_tls import METRICS as TLS_METRICS
 from hub_ingest.receiver_tls import TlsDoor, TlsFiles, UnusableCertificates
@@ -111,7 +112,8 @@ def _serve(service: Service[ReceiverSettings]) -> None:
     tls = tls_door(settings, service.metrics)
     store = open_store(settings)
     with EventProducer(settings) as producer:
-        receiver = Receiver(Intake(store, producer, source=SOURCE, origin="c-store"), service.metrics)
+        pressure, folder = Pressure(service.health), settings.data_folder / "receiver"
+        receiver = Receiver(Intake(store, producer, source=SOURCE, origin="c-store", pressure=pressure), service.metrics)
         commitment = commitment_scp.CommitmentProvider(
             store, service.metrics, wait_seconds=settings.commitment_wait_seconds, maximum=settings.commitment_references
         )
@@ -121,13 +123,12 @@ def _serve(service: Service[ReceiverSettings]) -> None:
             admit=Call,
             take=receiver.take,
             metrics=service.metrics,
-            folder=settings.data_folder / "receiver",
+            folder=folder,
             tls=tls,
+            away=pressure.away,
             commitment=commitment.association,
         )
-        for part in ("store", "broker"):
-            service.health.unready(part, "not asked yet")
-        service.start_thread("readiness", lambda: watch_parts(service, store))
+        watch_parts(service, store, pressure, folder=folder, keep_free_bytes=settings.receiver_free_bytes)
         try:
             service.start_thread("accept", provider.serve)
             service.start_thread("commitment", lambda: commitment.run(service.stop))

@@ -27,7 +27,7 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from hub_ingest.accepted import offered
-from hub_ingest.arrival import Answer, Arrival, MemoryBudget, Spool
+from hub_ingest.arrival import Answer, Arrival, MemoryBudget, Part, Spool
 from hub_ingest.commitment_dicom import PUSH_MODEL
 from hub_ingest.conversation import Context, Conversation, Other
 from hub_ingest.dimse import AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID, Command
@@ -63,6 +63,7 @@ class StorageProvider(Generic[Call]):
         folder: Path,
         tls: TlsDoor | None = None,
         commitment: Callable[[Trust], Other] | None = None,
+        away: Callable[[], Part | None] = lambda: None,
     ) -> None:
         """Bind.
 
@@ -75,6 +76,7 @@ class StorageProvider(Generic[Call]):
             folder: where large instances wait.
             tls: leads in who calls the TLS port; without it there is none.
             commitment: makes what answers storage commitment on one association of a trust; without it that SOP class is refused.
+            away: says what is missing to take an instance in now; then its data set is not kept, and `take` hears of it.
 
         Raises:
             OSError: the port is taken or the folder cannot be made.
@@ -85,6 +87,7 @@ class StorageProvider(Generic[Call]):
         self._metrics = metrics
         self._called_ae = settings.receiver_ae_title.strip()
         self._commitment = commitment
+        self._away = away
         self._settings = settings
         self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
         self._callers: weakref.WeakKeyDictionary[Any, Trust] = weakref.WeakKeyDictionary()
@@ -241,6 +244,7 @@ class StorageProvider(Generic[Call]):
             start=start,
             budget=self._budget,
             keep_free_bytes=settings.receiver_free_bytes,
+            away=self._away(),
         )
 
     def store(self, call: Call | None, context: Context, command: Command, spool: Spool) -> Answer:
@@ -256,6 +260,7 @@ class StorageProvider(Generic[Call]):
             size=spool.size,
             too_large=spool.too_large,
             fault=spool.fault,
+            away=spool.away,
             sha256=spool.sha256,
         )
         return self._take(call, arrival)

@@ -28,8 +28,9 @@ from starlette.requests import ClientDisconnect
 
 from hub_ingest.accepted import takes
 from hub_ingest.arrival import Spool
-from hub_ingest.intake import OUT_OF_RESOURCES, PROCESSING_FAILURE, Call, Intake, Refusal, watch_parts
+from hub_ingest.intake import OUT_OF_RESOURCES, PROCESSING_FAILURE, Call, Intake, Refusal
 from hub_ingest.multipart import Malformed, MultipartReader, media_type
+from hub_ingest.pressure import Pressure, watch_parts
 from hub_ingest.stow_parts import DICOM, Parts, Waiting
 from hub_ingest.stow_response import JSON, XML, Result, http_status, negotiate, payload
 from hub_ingest.stow_settings import StowSettings
@@ -322,7 +323,8 @@ def _serve(service: Service[StowSettings]) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = open_store(settings)
     with EventProducer(settings) as producer, listen(settings.stow_host, settings.stow_port) as listener:
-        intake = Intake(store, producer, source=SOURCE, origin="stow-rs")
+        pressure = Pressure(service.health)
+        intake = Intake(store, producer, source=SOURCE, origin="stow-rs", pressure=pressure)
         stow = Stow(settings, trusts, intake, health=service.health, metrics=service.metrics, folder=folder)
         server = web_server(
             stow.app(tokens),
@@ -330,9 +332,7 @@ def _serve(service: Service[StowSettings]) -> None:
             proxy_headers=bool(settings.stow_proxies),
             forwarded_allow_ips=settings.stow_proxies,
         )
-        for part in ("store", "broker"):
-            service.health.unready(part, "not asked yet")
-        service.start_thread("readiness", lambda: watch_parts(service, store))
+        watch_parts(service, store, pressure)
         web = service.start_thread("web", lambda: server.run([listener]))
         log.info("listening", host=settings.stow_host, port=listener.getsockname()[1])
         try:
