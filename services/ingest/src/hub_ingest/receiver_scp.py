@@ -163,7 +163,6 @@ class StorageProvider(Generic[Call]):
         """An A-ASSOCIATE-RQ is here: refuse it unless a trust calls us by our name."""
         assoc = event.assoc
         request = assoc.requestor.primitive
-        self._metrics.set("hub_receiver_associations_open", len(self._active()))
         calling, called, address = str(request.calling_ae_title), str(request.called_ae_title), str(assoc.requestor.address)
         trust = self._trusts.by_caller(calling, address)
         if trust is None:
@@ -172,29 +171,35 @@ class StorageProvider(Generic[Call]):
             self._reject(assoc, UNKNOWN_CALLER, fault, trust=trust.name, calling_ae=calling, address=address)
         elif called.strip() != self._called_ae:
             self._reject(assoc, UNKNOWN_CALLED, "unknown-called-ae", trust=trust.name, called_ae=called)
-        elif not self._has_room(assoc, trust):
-            self._reject(assoc, LOCAL_LIMIT_EXCEEDED, "trust-limit", trust=trust.name)
+        elif (full := self._without_room(assoc, trust)) is not None:
+            self._reject(assoc, LOCAL_LIMIT_EXCEEDED, full, trust=trust.name)
         else:
             proposed = [str(context.abstract_syntax) for context in request.presentation_context_definition_list]
             assoc.acceptor.supported_contexts = offered(trust, proposed, assoc.acceptor.supported_contexts)
             self._calls[assoc] = self._admit(trust)
             self._metrics.count("hub_receiver_associations_total", trust=trust.name)
+            self._count_open()
 
-    def _has_room(self, assoc: Any, trust: Trust) -> bool:  # noqa: ANN401 - pynetdicom has no types
-        """Take a place among the trust's associations. Counted from those that live: none is lost to a thread that died."""
+    def _without_room(self, assoc: Any, trust: Trust) -> str | None:  # noqa: ANN401 - pynetdicom has no types
+        """Take a place, or say which bound is reached. Counted from associations that live: no place is lost to a thread that died.
+
+        A connection that has not asked to associate takes no place, so that nobody is kept out by those who say nothing.
+        """
         with self._admission:
-            theirs = sum(self._callers.get(one) == trust for one in self._active())
-            if theirs >= self._settings.receiver_associations_per_trust:
-                return False
+            callers = [self._callers.get(one) for one in self._active()]
+            if sum(caller is not None for caller in callers) >= self._settings.receiver_associations:
+                return "limit"
+            if callers.count(trust) >= self._settings.receiver_associations_per_trust:
+                return "trust-limit"
             self._callers[assoc] = trust
-            return True
+            return None
 
     def _on_close(self, event: Any) -> None:  # noqa: ANN401 - pynetdicom has no types
         self._calls.pop(event.assoc, None)
         self._count_open(but=event.assoc)
 
     def _count_open(self, *, but: object = None) -> None:
-        self._metrics.set("hub_receiver_associations_open", sum(assoc is not but for assoc in self._active()))
+        self._metrics.set("hub_receiver_associations_open", sum(assoc is not but and assoc in self._callers for assoc in self._active()))
 
     def _reject(self, assoc: Any, reason: tuple[int, int, int], code: str, **seen: str) -> None:  # noqa: ANN401 - pynetdicom has no types
         assoc.acse.send_reject(*reason)
@@ -339,8 +344,8 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom ha
             super().finish_request(inside, client_address)
 
     def verify_request(self, _request: object, _address: object) -> bool:
-        # Above the bound of associations a caller gets a proper rejection; far above it, connections that say nothing are hung up on.
-        return len(self.active_associations) < 2 * int(self.ae.maximum_associations) + 10
+        # Above the bound of associations a caller gets a proper rejection; far above it connections are hung up on.
+        return len(self.active_associations) < int(self.ae.maximum_associations)
 
     def handle_error(self, _request: object, _address: object) -> None:
         log.exception("a connection failed before its association")  # noqa: LOG004 - socketserver calls it while it handles the exception
@@ -370,7 +375,7 @@ def _application_entity(settings: ReceiverSettings) -> Any:  # noqa: ANN401 - py
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = _PDU_BYTES
-    ae.maximum_associations = settings.receiver_associations
+    ae.maximum_associations = 2 * settings.receiver_associations + 10  # connections; `_without_room` counts associations
     ae.acse_timeout = _ACSE_SECONDS
     ae.dimse_timeout = settings.receiver_idle_seconds
     ae.network_timeout = settings.receiver_idle_seconds
