@@ -14,6 +14,7 @@ from hub_ingest.conversation import Context, Conversation, Message, Outgoing
 from hub_ingest.dimse import Command, encode_command, event_report, p_data, parse_command, response
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.conversation_fuzz import one_input
 from support.wire import (
     CT,
     EXPLICIT,
@@ -217,6 +218,13 @@ def test_what_is_broken_off_anywhere_is_not_stored(contents: list[bytes], cuts: 
 def test_rubbish_neither_raises_nor_is_stored(rubbish: list[bytes]) -> None:
     taker, _, _ = converse(rubbish)
     assert all(content == b"x" * 50 for _, content in taker.taken)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=400))
+def test_what_a_plain_reader_finds_in_any_stream_is_what_is_stored(choices: bytes) -> None:
+    """The property that `make fuzz` looks for failures of, guided by coverage."""
+    one_input(choices)
 
 
 COMMAND = pdu(4, pdv(store_request(), 3))
