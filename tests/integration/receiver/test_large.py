@@ -2,12 +2,14 @@
 
 import socket
 import struct
+import threading
 from pathlib import Path
 
+from hub_dicom import parse_instance_key
 from hub_dicom.synthetic import synthetic_uid
 from hub_objectstore import S3ObjectStore
 from support.large_instance import FRAME, MULTI_FRAME, LargeInstance
-from support.large_passes import large_instance_passes
+from support.large_passes import LIMIT, large_instance_passes
 from support.memory import MIB, resident
 from support.receiver_process import ReceiverProcess, StartReceiver, Topic
 from support.senders import echo
@@ -22,6 +24,30 @@ def test_a_large_instance_passes_in_bounded_memory(
         assert list((tmp_path / "receiver").iterdir()) == []
     (event,) = topic.events()
     assert (event.data.sop_instance_uid, event.data.object.size) == (large.instance, large.stored()[1])
+
+
+def test_several_large_instances_at_once_share_the_bound(start_receiver: StartReceiver, admin_store: S3ObjectStore) -> None:
+    study = synthetic_uid("several-large")
+    several = [LargeInstance(study, f"{study}.1.{number}", 66 * MIB // FRAME) for number in range(4)]
+    answers: list[int] = []
+
+    def one(receiver: ReceiverProcess, large: LargeInstance) -> None:
+        with raw_association(receiver.peer.port, contexts=[(MULTI_FRAME, EXPLICIT)]) as connection:
+            connection.settimeout(60)
+            large.send(connection)
+            answers.append(read_status(connection))
+
+    with start_receiver() as receiver, resident(receiver.process.pid) as memory:
+        threads = [threading.Thread(target=one, args=(receiver, large)) for large in several]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    print(f"four of 66 MiB at once: {memory}")
+    assert answers == [0] * 4
+    assert memory.peak < LIMIT, str(memory)
+    stored = {parse_instance_key(info.key).sha256 for info in admin_store.list("identifiable", f"northgate/{study}/")}
+    assert stored == {large.stored()[0] for large in several}
 
 
 def test_a_large_instance_that_breaks_off_leaves_nothing(

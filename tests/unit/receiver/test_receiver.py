@@ -1,6 +1,7 @@
 """What the receiver answers, without a network: fakes for store and bus."""
 
 import io
+import resource
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,21 @@ def test_a_spool_is_bounded_and_does_not_raise(tmp_path: Path) -> None:
     assert [nowhere.write(b"1234") for _ in range(3)] == [4] * 3
     assert isinstance(nowhere.fault, OSError)
     nowhere.discard()
+
+
+@pytest.mark.parametrize(("memory_bytes", "blocks"), [(0, [60_000, 60_000]), (0, [150_000]), (110_000, [60_000, 45_000, 6000])])
+def test_a_disk_that_takes_only_a_part_of_a_block_is_a_fault(tmp_path: Path, memory_bytes: int, blocks: list[int]) -> None:
+    """As a disk does when it gets full; what does not fit must not be taken for a data set that was cut off."""
+    spool = Spool(tmp_path, memory_bytes, 10**6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for size in blocks:
+            spool.write(bytes(size))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(spool.fault, OSError)
+    spool.discard()
 
 
 def test_every_class_is_offered_once_with_the_lossless_syntaxes_first() -> None:

@@ -129,9 +129,9 @@ class Spool(io.BytesIO):
                 super().write(data)
             else:
                 self._check_room(size)
-                self._file.write(data)
+                _write_all(self._file, data)
         except OSError as error:
-            self.fault = error
+            self.fault = error.with_traceback(None)  # which would hold buffers
             return size
         if self._hash is not None:
             self._hash.update(data)
@@ -164,7 +164,7 @@ class Spool(io.BytesIO):
         self._check_room(self.size)
         self._file = cast("BinaryIO", tempfile.TemporaryFile(dir=self._folder, buffering=0))  # noqa: SIM115 - `discard` closes it
         with self.getbuffer() as so_far:
-            self._file.write(so_far)
+            _write_all(self._file, so_far)
         super().seek(0)
         super().truncate(0)
         self._release()
@@ -182,6 +182,13 @@ class Spool(io.BytesIO):
         reserved, self._reserved = self._reserved, 0
         if self._budget is not None and reserved:
             self._budget.give_back(reserved)
+
+
+def _write_all(file: BinaryIO, data: Any) -> None:  # noqa: ANN401 - a buffer
+    """A disk that is getting full takes what fits and says so only of the next write."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def free_bytes(folder: Path) -> int:

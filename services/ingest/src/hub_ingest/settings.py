@@ -39,9 +39,9 @@ class ReceiverSettings(ServiceSettings):
     receiver_all_memory_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
     """All instances that wait in memory together; without room in it a file comes earlier."""
     receiver_free_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
-    """So much of the data folder's file system stays free: where it has less, an instance that needs a file is refused (0xA700)."""
+    """So much of the data folder's file system stays free: where it has less, instances are refused (0xA700)."""
     receiver_maximum_bytes: Annotated[int, Field(ge=1, le=5 * 2**30)] = 4 * 2**30
-    """A larger instance is refused: the store takes no more than 5 GiB in one conditional PUT."""
+    """A larger instance is refused; at most 5 GiB, so that a store can copy it in one request."""
 
     @model_validator(mode="after")
     def _tls_whole(self) -> Self:

@@ -27,4 +27,4 @@ class StowSettings(ServiceSettings):
     stow_memory_bytes: Annotated[int, Field(ge=0)] = 8 * 2**20
     """A part up to this size waits in memory, a larger one in a file that nobody else sees."""
     stow_maximum_bytes: Annotated[int, Field(ge=1, le=5 * 2**30)] = 4 * 2**30
-    """A larger instance is refused: the store takes no more than 5 GiB in one conditional PUT."""
+    """A larger instance is refused; at most 5 GiB, so that a store can copy it in one request."""
