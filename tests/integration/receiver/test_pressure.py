@@ -76,6 +76,8 @@ def test_a_disk_that_is_nearly_full_refuses_everything_until_it_is_not(start_rec
             assert {line.get("reason") for line in receiver.lines} >= {"no-space"}
             filling.unlink()
             receiver.wait_until(receiver.ready, seconds=5)
+            said = [(line["level"], line["state"]) for line in receiver.lines if line.get("state") == "disk"]
+            assert said == [("warning", "disk"), ("info", "disk")]
             assert [one.status for one in send(receiver.peer, paths)] == [0, 0]
     with start_receiver(HUB_RECEIVER_FREE_BYTES=str(2**60)) as receiver:
         _refused(send(receiver.peer, paths), comment)

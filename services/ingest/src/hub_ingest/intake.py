@@ -14,7 +14,7 @@ from hub_runtime import logger
 from hub_runtime.errors import BrokerUnavailable
 
 from hub_ingest.arrival import Arrival, Part
-from hub_ingest.pressure import Pressure
+from hub_ingest.pressure import REASONS, Pressure
 
 BUCKET: Final = "identifiable"
 TOPIC: Final = "identifiable.instance.received"
@@ -29,10 +29,10 @@ CANNOT_UNDERSTAND: Final = 0xC000
 
 _BLOCK_BYTES: Final = 2**20
 _TRACES: Final = 1000  # studies whose trace a call remembers
-_AWAY: Final[dict[Part, tuple[str, str]]] = {
-    "store": ("store-unavailable", "Object store unavailable: send again later"),
-    "broker": ("broker-unavailable", "Message broker unavailable: send again later"),
-    "disk": ("no-space", "No space to receive the data set: send again later"),
+_COMMENTS: Final[dict[Part, str]] = {
+    "store": "Object store unavailable: send again later",
+    "broker": "Message broker unavailable: send again later",
+    "disk": "No space to receive the data set: send again later",
 }
 
 log = logger()
@@ -120,7 +120,7 @@ class Intake:
         """
         away = arrival.away or (self._pressure.away(whole=True) if self._pressure is not None else None)
         if away is not None:
-            raise Refusal(OUT_OF_RESOURCES, *_AWAY[away])
+            raise _without(away)
         header, study_instance_uid, series_instance_uid, sop_instance_uid = identify(arrival)
         if only_study is not None and study_instance_uid != only_study:
             raise Refusal(OTHER_STUDY, "other-study", "Study Instance UID is not the request's: send to its own study")
@@ -161,7 +161,11 @@ class Intake:
         """An instance waited for this part in vain."""
         if self._pressure is not None:
             self._pressure.met(part)
-        return Refusal(OUT_OF_RESOURCES, *_AWAY[part])
+        return _without(part)
+
+
+def _without(part: Part) -> Refusal:
+    return Refusal(OUT_OF_RESOURCES, REASONS[part], _COMMENTS[part])
 
 
 def _digest(meta: bytes, data_set: BinaryIO) -> str:
@@ -179,7 +183,7 @@ def identify(arrival: Arrival) -> tuple[Header, str, str, str]:
         Refusal: nothing readable arrived, or it is not what the request says.
     """
     if arrival.fault is not None:
-        raise Refusal(OUT_OF_RESOURCES, *_AWAY["disk"])
+        raise _without("disk")
     if arrival.too_large:
         raise Refusal(CANNOT_UNDERSTAND, "too-large", "Too large for this hub: ask its operator to raise the limit")
     arrival.data_set.seek(0)

@@ -12,11 +12,15 @@ from typing import Final, Literal, TypeVar
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from hub_objectstore import ObjectStore
+from hub_runtime import logger
 from hub_runtime.health import Health
 from hub_runtime.service import Service
 from hub_runtime.settings import ServiceSettings, kafka_config
 
 from hub_ingest.arrival import Part, free_bytes
+
+REASONS: Final[dict[Part, str]] = {"store": "store-unavailable", "broker": "broker-unavailable", "disk": "no-space"}
+"""What log and metrics call it."""
 
 _TOPIC: Final = "identifiable.instance.received"
 _PROBE_SECONDS: Final = 5.0
@@ -25,6 +29,7 @@ _LOOK_SECONDS: Final = 0.2
 _ORDER: Final[tuple[Part, ...]] = ("disk", "store", "broker")
 
 AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
+log = logger()
 
 
 class Pressure:
@@ -60,12 +65,18 @@ class Pressure:
 
     def _set(self, part: Part, fault: str | None) -> None:
         with self._lock:
+            before = self._away
             if fault is None:
                 self._away -= {part}
                 self._health.ready(part)
             else:
                 self._away |= {part}
                 self._health.unready(part, fault)
+            changed = self._away != before
+        if changed and fault is None:
+            log.info("instances are taken again as far as this part goes", state=part)
+        elif changed:
+            log.warning("instances are refused early: a part is away", state=part, reason=REASONS[part])
 
 
 def watch_parts(
