@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_dicom import read_file_meta
+from hub_dicom.sending import keep_answers
 from pynetdicom import AE, _config, build_context
 from pynetdicom.transport import AssociationSocket
 
@@ -97,6 +98,7 @@ def association(peer: Peer, contexts: Iterable[tuple[str, str]]) -> Iterator[Any
         raise Rejected(answer.result, answer.result_source, answer.diagnostic)
     if not assoc.is_established and not assoc.rejected_contexts:
         raise ConnectionError("no association: nobody listens, or the peer aborted")
+    keep_answers(assoc)
     try:
         yield assoc
     finally:

@@ -13,6 +13,7 @@ from typing import Final
 
 from hub_dicom import Trust, Trusts, UnusableTrusts
 from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from hub_dicom.sending import keep_answers
 from hub_dicom.trusts import CommitmentAddress
 from hub_events import Event
 from hub_events.seal import is_sealed
@@ -82,6 +83,7 @@ def _report(address: CommitmentAddress, result: ledger.Result, calling: str, con
         if assoc.is_rejected:
             return "rejected"
         return "context-refused" if assoc.rejected_contexts else "unreachable"
+    keep_answers(assoc)
     try:
         event_type, information = report(result)
         try:
