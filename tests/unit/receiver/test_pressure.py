@@ -10,9 +10,9 @@ from hub_dicom.synthetic import SyntheticPatient, synthetic_series
 from hub_events import Event
 from hub_events.types import InstanceReceived
 from hub_ingest.arrival import Answer, Arrival, Spool
-from hub_ingest.intake import Call
+from hub_ingest.intake import Call, Intake
 from hub_ingest.pressure import Pressure
-from hub_ingest.receiver import METRICS, Receiver
+from hub_ingest.receiver import METRICS, SOURCE, Receiver
 from hub_objectstore import MemoryObjectStore
 from hub_runtime import BrokerUnavailable, Metrics
 from hub_runtime.health import Health
@@ -52,7 +52,7 @@ def _arrival(**more: object) -> Arrival:
 def test_who_met_a_part_that_is_away_spares_the_others_and_it_is_asked_at_once() -> None:
     store, producer, health = MemoryObjectStore(), FakeProducer(), Health()
     pressure = Pressure(health)
-    receiver = Receiver(store, producer, Metrics(METRICS), pressure)
+    receiver = Receiver(Intake(store, producer, source=SOURCE, origin="c-store", pressure=pressure), Metrics(METRICS))
 
     def take(**more: object) -> Answer:
         return receiver.take(Call(TRUST), _arrival(**more))
@@ -84,7 +84,8 @@ def test_who_met_a_part_that_is_away_spares_the_others_and_it_is_asked_at_once()
 
 def test_what_was_known_before_an_instance_came_is_its_answer() -> None:
     store = MemoryObjectStore()
-    receiver = Receiver(store, FakeProducer(), Metrics(METRICS), Pressure(Health()))
+    intake = Intake(store, FakeProducer(), source=SOURCE, origin="c-store", pressure=Pressure(Health()))
+    receiver = Receiver(intake, Metrics(METRICS))
     for part, word in (("store", "store"), ("broker", "broker"), ("disk", "space")):
         answer = receiver.take(Call(TRUST), _arrival(away=part))
         assert answer.status == 0xA700
