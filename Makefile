@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The tests wait more than they compute: two folders of them at a time, the longest first.
 PARALLEL := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup schemas lock format lint test test-unit test-integration test-e2e test-peers test-minio test-chaos fuzz
+.PHONY: help setup schemas lock format lint test test-unit test-integration test-e2e test-peers test-minio test-chaos bench-ingest fuzz
 FUZZ_SECONDS ?= 60
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -54,5 +54,8 @@ fuzz: ## Fuzz the receiver's fast path with atheris for FUZZ_SECONDS (60); what 
 	@$(PYTHON) tools/setup.py --group fuzz
 	@mkdir -p .hub/fuzz/conversation
 	$(BIN)/python tests/fuzz/fuzz_conversation.py -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -len_control=0 -timeout=10 -artifact_prefix=.hub/fuzz/ .hub/fuzz/conversation
+
+bench-ingest: setup ## The way in against storescp, Orthanc and pynetdicom: apt-get install dcmtk orthanc (about 10 minutes; BENCH=--quick: does it run?)
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.ingest $(BENCH)
 
 -include libs/parts/parts.mk services/console/console.mk

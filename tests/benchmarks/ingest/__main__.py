@@ -1,6 +1,8 @@
 """`make bench-ingest`: the hub's receiver against storescp, Orthanc and plain pynetdicom, in one run, interleaved, medians."""
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from hub_parts import Parts
+from hub_runtime import create_topics
+from support.parts import ROOT, settings
+
 from benchmarks.ingest.systems import (
     Measured,
     NotThere,
@@ -26,12 +32,10 @@ from benchmarks.ingest.systems import (
     storescp,
 )
 from benchmarks.ingest.work import Work, works
-from hub_parts import Parts
-from hub_runtime import create_topics
-from support.parts import ROOT, settings
 
 RESULT: Final = ROOT / ".hub" / "bench" / "ingest.json"
 _WARM_INSTANCES: Final = 4
+_run: Final = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +93,10 @@ def main() -> None:
         sys.stderr.write(f"{missing}\n")
         sys.exit(2)
     arguments.result.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    bars: list[Bar] = []
-    servers: dict[str, dict[str, float]] = {}
-    for work in chosen:
-        if arguments.only in work.name:
-            measured = _measure(work, rounds, tuple(arguments.systems.split(",")))
-            rows += _rows(work, measured)
-            bars += _bars(work, measured)
-            servers[work.name] = {
-                name: round(statistics.median(one.parts_processor_seconds for one in runs) / work.instances * 1000, 2)
-                for name, runs in measured.items()
-                if any(one.parts_processor_seconds for one in runs)
-            }
+    with contextlib.ExitStack() as stack:
+        # A new store for each work is less on the disk at a time; a quick run has little.
+        ready = stack.enter_context(_parts()) if quick else None
+        rows, bars, servers = _measure_all([work for work in chosen if arguments.only in work.name], rounds, arguments.systems, ready)
     print(_table(rows, servers), _verdicts(bars), sep="\n\n")
     found = {
         "mode": "quick" if quick else "full",
@@ -116,6 +111,25 @@ def main() -> None:
         sys.exit(1)
 
 
+def _measure_all(
+    chosen: list[Work], rounds: int, systems: str, ready: Parts | None
+) -> tuple[list[Row], list[Bar], dict[str, dict[str, float]]]:
+    rows: list[Row] = []
+    bars: list[Bar] = []
+    servers: dict[str, dict[str, float]] = {}
+    for work in chosen:
+        with contextlib.nullcontext(ready) if ready is not None else _parts() as parts:
+            measured = _measure(work, rounds, tuple(systems.split(",")), parts)
+        rows += _rows(work, measured)
+        bars += _bars(work, measured)
+        servers[work.name] = {
+            name: round(statistics.median(one.parts_processor_seconds for one in runs) / work.instances * 1000, 2)
+            for name, runs in measured.items()
+            if any(one.parts_processor_seconds for one in runs)
+        }
+    return rows, bars, servers
+
+
 def _systems(work: Work, parts: Parts) -> list[System]:
     """Who does this work. With several senders the hub also runs the way it is meant to use more cores: `--workers`."""
     workers = [1] if work.senders == 1 else [1, 2]
@@ -123,18 +137,16 @@ def _systems(work: Work, parts: Parts) -> list[System]:
         storescp(),
         orthanc(),
         plain_pynetdicom(),
-        *(hub_disk(count) for count in workers),
+        *(hub_disk(count, digest=digest) for count in workers for digest in (False, True)),
         *(hub_durable(count, parts) for count in workers),
         put_and_produce(parts),
     ]
 
 
-def _measure(work: Work, rounds: int, only: tuple[str, ...]) -> Rounds:
+def _measure(work: Work, rounds: int, only: tuple[str, ...], parts: Parts) -> Rounds:
     found: Rounds = {}
     warm = work.with_instances(_WARM_INSTANCES)
-    with _folder() as folder, Parts.start(folder / "parts", settings(), only=("kafka", "s3")) as parts:
-        create_topics(parts.kafka_config("admin"))
-        number = 0
+    with _folder() as folder:
         for turn in range(rounds):
             systems = [system for system in _systems(work, parts) if system.name.startswith(only)]
             # Nobody is always first, or always after the same other.
@@ -143,9 +155,8 @@ def _measure(work: Work, rounds: int, only: tuple[str, ...]) -> Rounds:
                 place = Path(tempfile.mkdtemp(dir=folder))
                 with system.start(place) as run:
                     if system.warm:
-                        run(warm, number)
-                    number += 2
-                    measured = run(work, number - 1)
+                        run(warm, next(_run))
+                    measured = run(work, next(_run))
                 shutil.rmtree(place)
                 found.setdefault(system.name, []).append(measured)
                 print(f"{work.instances / measured.seconds:.0f}/s", flush=True)
@@ -215,6 +226,13 @@ def _verdicts(bars: list[Bar]) -> str:
         f"{'pass' if bar.holds else 'FAIL'}  {bar.work}: {bar.system} is {bar.ratio:.2f} x {bar.against}, asked for {bar.least:.1f}"
         for bar in bars
     )
+
+
+@contextmanager
+def _parts() -> Iterator[Parts]:
+    with _folder() as folder, Parts.start(folder / "parts", settings(), only=("kafka", "s3")) as parts:
+        create_topics(parts.kafka_config("admin"))
+        yield parts
 
 
 @contextmanager

@@ -8,8 +8,6 @@ import sys
 import threading
 import time
 
-from benchmarks.ingest.sender import CALLING
-from benchmarks.ingest.work import Series, data_set, works
 from hub_dicom import Trusts, file_meta, instance_key
 from hub_events import Event, new_traceparent
 from hub_events.types import InstanceReceived, ObjectReference
@@ -18,6 +16,9 @@ from hub_ingest.settings import ReceiverSettings
 from hub_runtime.producer import EventProducer
 from hub_runtime.settings import open_store
 from support.wire import EXPLICIT
+
+from benchmarks.ingest.sender import CALLING
+from benchmarks.ingest.work import Series, data_set, works
 
 
 def main() -> None:

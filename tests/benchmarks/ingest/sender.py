@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from support.wire import EXPLICIT, RELEASE_RQ, associate_request, read_pdu, read_status
 
 from benchmarks.ingest.work import Series, Stamp, Work, pdus
-from support.wire import EXPLICIT, RELEASE_RQ, associate_request, read_pdu, read_status
 
 CALLING = "NORTHGATE"
 _PATIENCE_SECONDS = 120
@@ -51,13 +51,8 @@ def send(port: int, work: Work, run: int, measured: Callable[[], None]) -> float
     def one(stamp: Stamp) -> None:
         begin.wait()
         try:
-            with association(port, work.sop_class_uid) as (connection, agreed):
-                if agreed != maximum:
-                    raise NotStored("the receiver agreed to another PDU length than before")
-                for number in range(work.instances_per_sender):
-                    connection.sendall(stamp.number(number))
-                    if (status := read_status(connection)) != 0:
-                        raise NotStored(f"answered {status:#06x}")
+            with association(port, work.sop_class_uid) as (connection, _):
+                _send_all(connection, stamp, work.instances_per_sender)
                 done.wait()
                 go_on.wait()
         except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's own thread
@@ -83,6 +78,13 @@ def send(port: int, work: Work, run: int, measured: Callable[[], None]) -> float
         if not isinstance(failure, threading.BrokenBarrierError):
             raise failure
     return seconds
+
+
+def _send_all(connection: socket.socket, stamp: Stamp, instances: int) -> None:
+    for number in range(instances):
+        connection.sendall(stamp.number(number))
+        if (status := read_status(connection)) != 0:
+            raise NotStored(f"answered {status:#06x}")
 
 
 def _maximum(accepted: bytes) -> int:

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from benchmarks.ingest import sender
-from benchmarks.ingest.work import ENHANCED_CT, Work
 from confluent_kafka import Consumer, TopicPartition
 from hub_ingest.intake import BUCKET, TOPIC
 from hub_parts import Parts
-from support.parts import s3_of
+from support.parts import ROOT, s3_of
+
+from benchmarks.ingest import sender
+from benchmarks.ingest.work import ENHANCED_CT, Work
 
 TRUSTS: Final = f"trusts: [{{name: northgate, ae_titles: [{sender.CALLING}], addresses: [127.0.0.1/32], assigning_authority: RNG}}]\n"
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MODULES: Final = {"PYTHONPATH": str(ROOT / "tests")}
 _START_SECONDS: Final = 60
 _STOP_SECONDS: Final = 20
 
@@ -137,17 +139,18 @@ def plain_pynetdicom() -> System:
     return System("pynetdicom", start)
 
 
-def hub_disk(workers: int) -> System:
-    """The hub's way in, to files."""
+def hub_disk(workers: int, *, digest: bool = False) -> System:
+    """The hub's way in, to files; with `digest` each one's SHA-256 is computed on the way, as for the object store."""
 
     @contextmanager
     def start(folder: Path) -> Iterator[Run]:
         # No broker and no store is spoken to.
         nowhere = {"HUB_KAFKA_BOOTSTRAP_SERVERS": "-", "HUB_S3_ENDPOINT": "http://-", "HUB_S3_ACCESS_KEY": "-", "HUB_S3_SECRET_KEY": "-"}
+        nowhere["HUB_BENCHMARK_DIGEST"] = "yes" if digest else "no"
         with _hub("benchmarks.ingest.file_receiver", folder, workers, nowhere) as (process, port):
             yield _receiving(process, port, lambda: _count(folder / "files"))
 
-    return System(_with(workers, "hub disk"), start)
+    return System(_with(workers, "hub disk and SHA-256" if digest else "hub disk"), start)
 
 
 def hub_durable(workers: int, parts: Parts) -> System:
@@ -173,7 +176,7 @@ def put_and_produce(parts: Parts) -> System:
             before = durable(parts)
             with subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.ingest.put_and_produce", *arguments],
-                env=os.environ | _hub_environment(folder, parts.environment("receiver")),
+                env=os.environ | _MODULES | _hub_environment(folder, parts.environment("receiver")),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -299,7 +302,7 @@ def _hub_environment(folder: Path, environment: dict[str, str]) -> dict[str, str
 @contextmanager
 def _process(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=os.environ | _MODULES | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             yield process
         finally:

@@ -8,8 +8,8 @@ from hub_dicom import read_file_meta
 from hub_dicom.synthetic import SyntheticPatient, synthetic_series
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.filewriter import write_dataset
 from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from support.wire import EXPLICIT, message, store_request
 
 CT: Final = "1.2.840.10008.5.1.4.1.1.2"
