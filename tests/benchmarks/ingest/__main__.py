@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -81,6 +80,7 @@ def main() -> None:
     parser.add_argument("--multi-frame", type=int, default=None, help="how many multi-frame images (20)")
     parser.add_argument("--only", default="", help="only works whose name contains this")
     parser.add_argument("--systems", default="", help="only systems whose names start with one of these, separated by commas")
+    parser.add_argument("--peer-pdu", type=int, default=None, help="maximum PDU length of storescp and Orthanc (their own default: 16384)")
     parser.add_argument("--result", type=Path, default=RESULT, help="where the figures go")
     arguments = parser.parse_args()
     quick = bool(arguments.quick)
@@ -96,11 +96,14 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         # A new store for each work is less on the disk at a time; a quick run has little.
         ready = stack.enter_context(_parts()) if quick else None
-        rows, bars, servers = _measure_all([work for work in chosen if arguments.only in work.name], rounds, arguments.systems, ready)
+        rows, bars, servers = _measure_all(
+            [work for work in chosen if arguments.only in work.name], rounds, arguments.systems, arguments.peer_pdu, ready
+        )
     print(_table(rows, servers), _verdicts(bars), sep="\n\n")
     found = {
         "mode": "quick" if quick else "full",
         "rounds": rounds,
+        "peer_pdu": arguments.peer_pdu,
         "cores": os.cpu_count(),
         "rows": [asdict(row) for row in rows],
         "bars": [asdict(bar) | {"holds": bar.holds} for bar in bars],
@@ -112,14 +115,14 @@ def main() -> None:
 
 
 def _measure_all(
-    chosen: list[Work], rounds: int, systems: str, ready: Parts | None
+    chosen: list[Work], rounds: int, systems: str, peer_pdu: int | None, ready: Parts | None
 ) -> tuple[list[Row], list[Bar], dict[str, dict[str, float]]]:
     rows: list[Row] = []
     bars: list[Bar] = []
     servers: dict[str, dict[str, float]] = {}
     for work in chosen:
         with contextlib.nullcontext(ready) if ready is not None else _parts() as parts:
-            measured = _measure(work, rounds, tuple(systems.split(",")), parts)
+            measured = _measure(work, rounds, tuple(systems.split(",")), peer_pdu, parts)
         rows += _rows(work, measured)
         bars += _bars(work, measured)
         servers[work.name] = {
@@ -130,12 +133,12 @@ def _measure_all(
     return rows, bars, servers
 
 
-def _systems(work: Work, parts: Parts) -> list[System]:
+def _systems(work: Work, peer_pdu: int | None, parts: Parts) -> list[System]:
     """Who does this work. With several senders the hub also runs the way it is meant to use more cores: `--workers`."""
     workers = [1] if work.senders == 1 else [1, 2]
     return [
-        storescp(),
-        orthanc(),
+        storescp(peer_pdu),
+        orthanc(peer_pdu),
         plain_pynetdicom(),
         *(hub_disk(count, digest=digest) for count in workers for digest in (False, True)),
         *(hub_durable(count, parts) for count in workers),
@@ -143,12 +146,12 @@ def _systems(work: Work, parts: Parts) -> list[System]:
     ]
 
 
-def _measure(work: Work, rounds: int, only: tuple[str, ...], parts: Parts) -> Rounds:
+def _measure(work: Work, rounds: int, only: tuple[str, ...], peer_pdu: int | None, parts: Parts) -> Rounds:
     found: Rounds = {}
     warm = work.with_instances(_WARM_INSTANCES)
     with _folder() as folder:
         for turn in range(rounds):
-            systems = [system for system in _systems(work, parts) if system.name.startswith(only)]
+            systems = [system for system in _systems(work, peer_pdu, parts) if system.name.startswith(only)]
             # Nobody is always first, or always after the same other.
             for system in systems[turn % len(systems) :] + systems[: turn % len(systems)]:
                 print(f"{work.name}, round {turn + 1} of {rounds}: {system.name} … ", end="", flush=True)
@@ -157,11 +160,21 @@ def _measure(work: Work, rounds: int, only: tuple[str, ...], parts: Parts) -> Ro
                     if system.warm:
                         run(warm, next(_run))
                     measured = run(work, next(_run))
-                shutil.rmtree(place)
+                _empty(place)
                 found.setdefault(system.name, []).append(measured)
                 print(f"{work.instances / measured.seconds:.0f}/s", flush=True)
                 time.sleep(0.5)
     return found
+
+
+def _empty(folder: Path) -> None:
+    """Give the room of its files back, but leave the files: ext4 passes over inodes that were just freed, one by one, at each creation.
+
+    Whoever came after a run with many files would pay for it.
+    """
+    for name, _, files in os.walk(folder):
+        for file in files:
+            os.truncate(Path(name) / file, 0)
 
 
 def _rows(work: Work, measured: Rounds) -> list[Row]:

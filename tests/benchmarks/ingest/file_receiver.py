@@ -1,14 +1,13 @@
 """The hub's way in to local disk: its own provider and conversations, and files as where data sets go.
 
 For the comparison with receivers that write files this does as they do: a file for each instance under its SOP Instance UID, no fsync.
-Unlike them it computes each object's SHA-256 on the way, and an instance that broke off leaves no file.
+With HUB_BENCHMARK_DIGEST=yes it computes each object's SHA-256 on the way, which they do not.
 """
 
+import errno
 import hashlib
-import itertools
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from hub_dicom import Trust, Trusts
@@ -21,22 +20,21 @@ from hub_runtime.service import Service, run_service
 
 _DIGEST = os.environ.get("HUB_BENCHMARK_DIGEST") == "yes"
 log = logger()
-_number = itertools.count()
 
 
 class Sink:
-    """One data set as a Part 10 file, begun under a name of its own: what the provider keeps in memory, this writes as it comes."""
+    """One data set as a Part 10 file: what the provider keeps in memory or in a file without a name, this writes as it comes."""
 
     too_large = False
 
-    def __init__(self, folder: Path, start: bytes) -> None:
+    def __init__(self, folder: str, start: bytes) -> None:
         self.size = 0
         self.fault: OSError | None = None
-        self._folder = folder
         self._hash = hashlib.sha256(start) if _DIGEST else None
-        self._path: Path | None = folder / f"{os.getpid()}-{next(_number)}.part"
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(self._file, start)
+        self._path = f"{folder}/{_sop_instance_uid(start)}.dcm"
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._kept = False
+        self._start = start
 
     @property
     def stream(self) -> "Sink":
@@ -51,22 +49,31 @@ class Sink:
         if self._hash is not None:
             self._hash.update(data)
         try:
+            if self._start:
+                beyond = os.writev(self._file, (self._start, data)) - len(self._start)
+                if beyond < 0:
+                    raise OSError(errno.ENOSPC, "not even the file meta information fits")
+                data, self._start = data[beyond:], b""
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
             self.fault = error
 
-    def keep(self, name: str) -> None:
-        """It is whole: give it its name."""
-        if self._path is not None:
-            os.rename(self._path, self._folder / name)  # noqa: PTH104 - a path object of each instance is time
-            self._path = None
+    def keep(self) -> None:
+        """It is whole."""
+        self._kept = True
 
     def discard(self) -> None:
         os.close(self._file)
-        if self._path is not None:
+        if not self._kept:
             with suppress(OSError):
-                self._path.unlink()
+                os.unlink(self._path)  # noqa: PTH108 - a string, as everything here that happens for each instance
+
+
+def _sop_instance_uid(start: bytes) -> str:
+    """Out of a file meta of our own."""
+    place = start.index(b"\x02\x00\x03\x00UI") + 8
+    return start[place : place + start[place - 2]].rstrip(b"\0").decode("ascii")
 
 
 class Provider(StorageProvider[Trust]):
@@ -74,13 +81,14 @@ class Provider(StorageProvider[Trust]):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.files = more["folder"] / "files"
-        self.files.mkdir(exist_ok=True)
+        files = more["folder"] / "files"
+        files.mkdir(exist_ok=True)
+        self._files = str(files)
 
     def spool(self, start: bytes | None) -> Any:
         if start is None:
             return super().spool(start)  # no UIDs: it will be refused
-        return Sink(self.files, start)
+        return Sink(self._files, start)
 
 
 def take(_trust: Trust, arrival: Arrival) -> Answer:
@@ -88,7 +96,7 @@ def take(_trust: Trust, arrival: Arrival) -> Answer:
     sink: Any = arrival.data_set
     if arrival.fault is not None or not isinstance(sink, Sink):
         return Answer(0xA700, "Not received")
-    sink.keep(f"{arrival.sop_instance_uid}.dcm")
+    sink.keep()
     return Answer(0x0000)
 
 

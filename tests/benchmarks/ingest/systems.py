@@ -71,15 +71,16 @@ def program(name: str, package: str) -> str:
     return found
 
 
-def storescp() -> System:
-    """DCMTK's receiver, a process for each association."""
+def storescp(pdu: int | None = None) -> System:
+    """DCMTK's receiver, a process for each association; `pdu`: not its own maximum length but this."""
     path = program("storescp", "dcmtk")
 
     @contextmanager
     def start(folder: Path) -> Iterator[Run]:
         files = _made(folder / "files")
         port = free_port()
-        command = [path, "--fork", "--max-pdu", "131072", "--output-directory", str(files), str(port)]
+        more = ["--max-pdu", str(pdu)] if pdu is not None else []
+        command = [path, "--fork", *more, "--output-directory", str(files), str(port)]
         with _process(command, folder, {"TCP_NODELAY": "1"}) as process:
             wait_for(lambda: _listens(port, process), "storescp")
             yield _receiving(process, port, lambda: _count(files))
@@ -87,7 +88,7 @@ def storescp() -> System:
     return System("storescp", start)
 
 
-def orthanc() -> System:
+def orthanc(pdu: int | None = None) -> System:
     """Orthanc with its own storage and index; nothing compressed, nobody asked for a password."""
     path = program("Orthanc", "orthanc")
 
@@ -105,12 +106,12 @@ def orthanc() -> System:
                     "DicomAlwaysAllowStore": True,
                     "DicomCheckCalledAet": False,
                     "DicomCheckModalityHost": False,
-                    "MaximumPduLength": 131_072,
                     "HttpPort": web,
                     "RemoteAccessAllowed": False,
                     "AuthenticationEnabled": False,
                     "Plugins": [],
                 }
+                | ({"MaximumPduLength": pdu} if pdu is not None else {})
             )
         )
 
