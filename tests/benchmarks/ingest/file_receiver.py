@@ -45,14 +45,17 @@ class Sink:
         return self._hash.hexdigest() if self._hash is not None else None
 
     def write(self, data: memoryview) -> None:
+        if self.fault is not None:
+            return
         self.size += len(data)
         if self._hash is not None:
             self._hash.update(data)
         try:
-            if self._start:
+            if self._start:  # together with the first fragment
                 beyond = os.writev(self._file, (self._start, data)) - len(self._start)
                 if beyond < 0:
-                    raise OSError(errno.ENOSPC, "not even the file meta information fits")
+                    self.fault = OSError(errno.ENOSPC, "not even the file meta information fits")
+                    return
                 data, self._start = data[beyond:], b""
             while data:
                 data = data[os.write(self._file, data) :]
