@@ -1,5 +1,7 @@
 """The real store passes the suite, and is away within its timeout when it is away: SeaweedFS, or MinIO with HUB_PARTS_S3=minio."""
 
+import hashlib
+import io
 import signal
 import socket
 import threading
@@ -253,3 +255,23 @@ def _a_store_that_stops_in_the_middle_of_a_large_upload(parts: Parts, store: S3O
     finally:
         parts.supervisor.signal(program, signal.SIGCONT)
     assert store.stat(BUCKET, "secret-key-3") is None
+
+
+class InMemoryBody(io.BytesIO):
+    """A body that is sent from where it is."""
+
+    def buffers(self) -> tuple[bytes, memoryview]:
+        return b"start", self.getbuffer()
+
+
+def test_a_body_in_memory_is_stored_whole_and_nothing_holds_it_afterwards(s3: S3) -> None:
+    body = InMemoryBody(bytes(range(256)) * 10_000)  # more than one piece
+    whole = b"start" + body.getvalue()
+    sha256 = hashlib.sha256(whole).hexdigest()
+    key = f"in-memory/{sha256}"
+    store = s3.store()
+    with pytest.raises(ValueError, match="not 7"):
+        store.put_if_absent(BUCKET, key, body, size=7, sha256=sha256)
+    assert store.put_if_absent(BUCKET, key, body, size=len(whole), sha256=sha256)
+    body.close()  # refused while a piece of it is held
+    assert store.get(BUCKET, key) == whole

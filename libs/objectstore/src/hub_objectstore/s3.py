@@ -5,10 +5,10 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast, runtime_checkable
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import urllib3
@@ -31,6 +31,7 @@ _PART_ANSWERS: Final = 2  # a busy store takes its time for a whole part: so man
 _COMPLETE_ANSWERS: Final = 3  # it may put the parts together before it answers
 _MAXIMUM_PUT_BYTES: Final = 5 * 2**30  # of one request, Amazon S3 User Guide, "Uploading objects"
 _BLOCK_BYTES: Final = 128 * 2**10
+_PIECE_BYTES: Final = 2**20
 _COPY_BYTES_PER_SECOND: Final = 20 * 2**20  # a copy answers when all is copied: a slow store is not a dead one
 _MISSING: Final = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 _OTHER_DIGEST: Final = {"BadDigest", "XAmzContentSHA256Mismatch", "InvalidDigest", "XAmzContentChecksumMismatch"}
@@ -51,6 +52,15 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 class _Readable(Protocol):
     def read(self, size: int = ..., /) -> bytes: ...
+
+
+@runtime_checkable
+class InMemory(Protocol):
+    """A body that is in memory, and can be sent from where it is instead of being read in blocks."""
+
+    def buffers(self) -> Sequence[bytes | memoryview] | None:
+        """All of it, in order, valid until the request has ended; None: it is not in memory after all."""
+        ...
 
 
 class S3ObjectStore:
@@ -243,6 +253,8 @@ class S3ObjectStore:
                 if only_if_absent and self._taken(error, bucket, key):
                     return False
                 raise
+            finally:
+                content.release()
         return True
 
     def _upload(
@@ -434,9 +446,16 @@ class _Checked:
 class _Content:
     """A body of one request, measured."""
 
-    body: bytes | _Checked | Window
+    body: bytes | _Checked | Window | Sequence[bytes | memoryview]
     size: int
     sha256: str
+
+    def release(self) -> None:
+        """Hold nothing of a body in memory any longer, whoever still holds this, such as the traceback of a failure."""
+        if isinstance(self.body, list):
+            for piece in self.body:
+                if isinstance(piece, memoryview):
+                    piece.release()
 
 
 def _large(body: bytes | BinaryIO, size: int | None) -> tuple[BinaryIO, int] | None:
@@ -458,6 +477,13 @@ def _measure(body: bytes | BinaryIO, size: int | None, sha256: str | None) -> _C
         if size is not None and size != len(body):
             raise ValueError(f"the body has {len(body)} bytes, not {size}")
         return _Content(body, len(body), sha256 or hashlib.sha256(body).hexdigest())
+    if size is not None and sha256 is not None and isinstance(body, InMemory):
+        buffers = body.buffers()
+        if buffers is not None:
+            if (found := sum(len(one) for one in buffers)) != size:
+                raise ValueError(f"the body has {found} bytes, not {size}")
+            # In pieces: the timeout of a write is for all that is written at once.
+            return _Content([one[at : at + _PIECE_BYTES] for one in buffers for at in range(0, len(one), _PIECE_BYTES)], size, sha256)
     if size is None or sha256 is None:
         if not body.seekable():
             raise ValueError("a stream that cannot seek needs its size and its SHA-256 named")

@@ -128,13 +128,16 @@ class Intake:
         sha256, size = arrival.sha256 or _digest(meta, arrival.data_set), len(meta) + arrival.size
         key = instance_key(call.trust.name, study_instance_uid, series_instance_uid, sop_instance_uid, sha256)
         arrival.data_set.seek(0)
+        body = _Joined(meta, arrival.data_set)
         try:
             created = self._store.put_if_absent(
-                BUCKET, key, cast("BinaryIO", _Joined(meta, arrival.data_set)), size=size, sha256=sha256, content_type="application/dicom"
+                BUCKET, key, cast("BinaryIO", body), size=size, sha256=sha256, content_type="application/dicom"
             )
         except StoreUnavailable as error:
             log.warning("the store did not take an instance: %s", error, trust=call.trust.name)  # the text names no key
             raise self._met("store") from None
+        finally:
+            body.release()
         event = Event.first(
             TOPIC,
             study_instance_uid,
@@ -218,6 +221,20 @@ class _Joined(io.RawIOBase):
         self._start = start
         self._rest = rest
         self._place = 0
+        self._view: memoryview | None = None
+
+    def buffers(self) -> tuple[bytes, memoryview] | None:
+        """See `hub_objectstore.s3.InMemory`; what is given here is to be given back with `release`."""
+        stream = self._rest
+        if not isinstance(stream, io.BytesIO) or stream.tell() != 0:
+            return None
+        self._view = stream.getbuffer()
+        return self._start, self._view
+
+    def release(self) -> None:
+        """Nobody sends from the buffers any longer: the stream may be closed."""
+        if self._view is not None:
+            self._view.release()
 
     def readable(self) -> bool:
         return True
