@@ -199,8 +199,7 @@ def _rows(work: Work, measured: Rounds) -> list[Row]:
 def _bars(work: Work, measured: Rounds) -> list[Bar]:
     """What the receiver is held to, in ratios of one run."""
     workers = "" if work.senders == 1 else ", 2 workers"
-    # Durable with one worker: broker and store are what limits it, and a second one takes their cores.
-    disk, safe = f"hub disk{workers}", "hub durable"
+    disk, safe = f"hub disk{workers}", f"hub durable{workers}"
     wanted = [(disk, "storescp", 1.5 if work.megabytes > 10 else 1.0), (safe, "PUT and produce", 0.8)]
     if work.megabytes < 10:
         wanted.append((safe, "Orthanc", 0.8 if work.senders == 1 else 1.0))
