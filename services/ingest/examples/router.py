@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,8 +37,10 @@ def main() -> int:
     parser.add_argument("--store", required=True, help="the store's URL")
     parser.add_argument("--kafka", required=True, help="bootstrap servers")
     parser.add_argument("--protocol", default="SASL_SSL", help="SASL_PLAINTEXT only on a machine of your own")
+    parser.add_argument("--whole", action="store_true", help="the files are whole studies: the hub need not wait for more of them")
     parser.add_argument("files", nargs="+", type=Path)
     arguments = parser.parse_args()
+    counts = Counter(str(dcmread(path, specific_tags=["StudyInstanceUID"]).StudyInstanceUID) for path in arguments.files if arguments.whole)
     address = urlsplit(arguments.store)
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(30), retries=False)
     store = Minio(
@@ -65,6 +68,8 @@ def main() -> int:
     trace = secrets.token_hex(16)
     for path in arguments.files:
         data = put(store, arguments.trust, path)  # first the object, then the word about it
+        if arguments.whole:
+            data["expected_instances"] = counts[data["study_instance_uid"]]
         announce(producer, data, trace, failed)
     producer.flush(30)
     pool.clear()

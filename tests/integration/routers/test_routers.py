@@ -33,6 +33,7 @@ TRUSTS = """trusts:
   - {name: northgate, ae_titles: [N], addresses: [127.0.0.1/32], assigning_authority: N, quiet_seconds: 1, router: true}
   - {name: southmere, ae_titles: [S], addresses: [127.0.0.1/32], assigning_authority: S, quiet_seconds: 1, router: true}
   - {name: eastvale, ae_titles: [E], addresses: [127.0.0.1/32], assigning_authority: E, quiet_seconds: 1}
+  - {name: westbury, ae_titles: [W], addresses: [127.0.0.1/32], assigning_authority: W, quiet_seconds: 3600, router: true}
 """
 
 
@@ -110,7 +111,7 @@ class Hub:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("routers")
     (folder / "trusts.yaml").write_text(TRUSTS)
-    with start_parts("kafka", "s3", secured_kafka=True, parts_routers="northgate,southmere") as parts:
+    with start_parts("kafka", "s3", secured_kafka=True, parts_routers="northgate,southmere,westbury") as parts:
         create_topics(parts.kafka_config())
 
         def run(service: str) -> Process:
@@ -156,28 +157,30 @@ def put(hub: Hub, trust: str, data: InstanceReceived, content: bytes) -> None:
     hub.store(f"router-{trust}").put("identifiable", data.object.key, content)
 
 
-def test_the_sample_router_s_study_goes_its_way(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("trust", "options"), [("northgate", []), ("westbury", ["--whole"])])
+def test_the_sample_router_s_study_goes_its_way(hub: Hub, tmp_path: Path, trust: str, options: list[str]) -> None:
+    """Westbury's quiet time is an hour: its study goes on because it is said how many instances it has."""
     instances = list(synthetic_series(PATIENT, study=f"sample {secrets.token_hex(8)}", instances=3, pixels=16))
     paths = [tmp_path / f"{number}.dcm" for number in range(3)]
     for path, instance in zip(paths, instances, strict=True):
         path.write_bytes(instance.content)
-    s3, kafka = (hub.parts.credentials[part]["router-northgate"] for part in ("s3", "kafka"))
+    s3, kafka = (hub.parts.credentials[part][f"router-{trust}"] for part in ("s3", "kafka"))
     environment = os.environ | {
         "ROUTER_S3_ACCESS_KEY": s3["access_key"],
         "ROUTER_S3_SECRET_KEY": s3["secret_key"],
         "ROUTER_KAFKA_USERNAME": kafka["username"],
         "ROUTER_KAFKA_PASSWORD": kafka["password"],
     }
-    command: list[str | Path] = [sys.executable, "-W", "error", EXAMPLE, "--trust", "northgate", "--store", hub.parts.s3_endpoint]
+    command: list[str | Path] = [sys.executable, "-W", "error", EXAMPLE, *options, "--trust", trust, "--store", hub.parts.s3_endpoint]
     command += ["--kafka", hub.parts.kafka_bootstrap_servers, "--protocol", "SASL_PLAINTEXT", *paths]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     study = instances[0].study_instance_uid
     (quiet,) = wait_for("quiet", lambda: hub.events(QUIET, study))
-    assert (quiet.data.trust, quiet.data.instances) == ("northgate", 3)
+    assert (quiet.data.trust, quiet.data.instances) == (trust, 3)
     admitted = hub.admitted(study)
     assert {(event.data.origin, event.source) for event in admitted} == {("router", "ingest.gate")}
-    assert {event.data.object.key for event in admitted} == {claim("northgate", instance).object.key for instance in instances}
+    assert {event.data.object.key for event in admitted} == {claim(trust, instance).object.key for instance in instances}
     assert hub.letters(study) == []
     assert (
         '"router"' not in (ROOT / "services" / "ingest" / "src" / "hub_ingest" / "gate.py").read_text()

@@ -16,7 +16,7 @@ NOW = 1_795_000_000_000
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def arrival(origin: str = "c-store") -> Event[InstanceReceived]:
+def arrival(origin: str = "c-store", **more: object) -> Event[InstanceReceived]:
     reference = ObjectReference(bucket="identifiable", key="k", sha256="0" * 64, size=1)
     data = InstanceReceived.model_validate(
         {
@@ -26,6 +26,7 @@ def arrival(origin: str = "c-store") -> Event[InstanceReceived]:
             "sop_instance_uid": "1.2.3.4",
             "object": reference,
             "origin": origin,
+            **more,
         }
     )
     return Event.first(INSTANCES, STUDY, data, source="ingest.receiver")
@@ -139,3 +140,21 @@ def test_what_comes_a_week_after_its_study_was_closed_opens_it_anew() -> None:
     assert not is_due(late, tick=NOW + week + 1999, held_since=0, patience=Patience(2.0, 3600.0))
     assert is_due(late, tick=NOW + week + 2000, held_since=0, patience=Patience(2.0, 3600.0))
     assert quiet_event(KEY, late).id != quiet_event(KEY, first).id
+
+
+def test_a_study_that_is_expected_whole_waits_five_seconds_only_once_it_is() -> None:
+    current = take_in(None, arrival("router", expected_instances=3), moment=NOW, partition=7)
+    for number, said in enumerate(({"expected_instances": 2}, {}), 1):
+        assert not is_quiet(current, tick=NOW + 60_000, held_since=0, quiet_seconds=300)
+        current = take_in(current, arrival("router", **said), moment=NOW + number, partition=7)
+    assert current.expected == 3, "the largest figure counts"
+    assert not is_quiet(current, tick=NOW + 2 + 4_999, held_since=0, quiet_seconds=300)
+    assert is_quiet(current, tick=NOW + 2 + 5_000, held_since=0, quiet_seconds=300)
+    assert not is_quiet(current, tick=NOW + 2 + 5_000, held_since=NOW + 3, quiet_seconds=300), "an outage is no silence here either"
+    assert is_quiet(current, tick=NOW + 2 + 1_000, held_since=0, quiet_seconds=1), "never longer than the trust's own time"
+    assert Row.unpack(current.pack()) == current
+
+
+def test_a_row_of_before_nobody_said_how_many_is_read() -> None:
+    old = b'{"instances":1,"first_seen":1,"last_seen":1,"partition":7,"traceparent":"t"}'
+    assert Row.unpack(old) == Row(1, 1, 1, 7, "t", 0)

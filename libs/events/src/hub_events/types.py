@@ -152,6 +152,13 @@ class InstanceReceived(BaseModel):
         ),
     ] = None
     object: ObjectReference
+    expected_instances: Annotated[
+        int | None,
+        Field(
+            description="How many instances the study has where it comes from, if whoever announces knows. With so many arrivals it is not waited for longer; it promises nothing.",
+            ge=1,
+        ),
+    ] = None
     origin: Annotated[
         Literal["c-store", "stow-rs", "router", "sweep"],
         Field(description="Which way the instance came."),

@@ -20,6 +20,8 @@ QUIET = "identifiable.study.quiet"
 _SAID = uuid.UUID("0d2a6c1e-8f43-5b7e-9b52-6a3f1c9e7d10")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_PAUSE = 32_000
+_SETTLED_SECONDS = 5.0
+"""Without an arrival, after as many as were expected: one of them may have been a repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Row:
     """Where its instances came; its ticks go there too, behind them."""
     traceparent: str
     """Of the last instance."""
+    expected: int = 0
+    """As many as the study has where it comes from, by the largest figure announced; 0: nobody said."""
 
     def pack(self) -> bytes:
         """The row as the table keeps it."""
@@ -61,11 +65,13 @@ def take_in(row: Row | None, event: Event[InstanceReceived], *, moment: int, par
 
     The sweep's announcement of an old object opens a row but does not touch one that is open: it says nothing about a sender at work.
     """
+    expected = event.data.expected_instances or 0
     if row is None:
-        return Row(1, moment, moment, partition, event.traceparent)
+        return Row(1, moment, moment, partition, event.traceparent, expected)
     if event.data.origin == "sweep":
         return row
-    return Row(row.instances + 1, row.first_seen, max(row.last_seen, moment), partition, event.traceparent)
+    expected = max(row.expected, expected)
+    return Row(row.instances + 1, row.first_seen, max(row.last_seen, moment), partition, event.traceparent, expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +97,10 @@ def is_quiet(row: Row, *, tick: int, held_since: int, quiet_seconds: float) -> b
     """Whether a tick with this time finds the study quiet.
 
     `held_since` is when this worker got the partition, or got its broker back: silence during an outage is not the sender's, so the
-    quiet time has to pass after it too.
+    quiet time has to pass after it too. Where as many have come as were expected, five seconds are enough.
     """
+    if row.expected and row.instances >= row.expected:
+        quiet_seconds = min(quiet_seconds, _SETTLED_SECONDS)
     return tick - max(row.last_seen, held_since) >= quiet_seconds * 1000
 
 

@@ -91,7 +91,9 @@ class Gate:
                 return None
         sop_class_uid, transfer_syntax_uid = self._contents(claim, name, info)
         data = claim.model_copy(update={"origin": "router", "sop_class_uid": sop_class_uid, "transfer_syntax_uid": transfer_syntax_uid})
-        follows = event.follow(INSTANCES, event.key, InstanceReceived.model_validate(data.model_dump(mode="json")), source=SERVICE)
+        follows = event.follow(
+            INSTANCES, event.key, InstanceReceived.model_validate(data.model_dump(mode="json", exclude_none=True)), source=SERVICE
+        )
         with self._lock:
             self._seen[place] = None
             while len(self._seen) > self._remembered:
