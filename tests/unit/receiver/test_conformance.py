@@ -9,7 +9,18 @@ from types import ModuleType
 import hub_ingest
 from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from hub_dicom.storage import TRANSFER_SYNTAXES
-from hub_ingest import commitment_dicom, commitment_ledger, commitment_scp, intake, receiver, receiver_scp, receiver_tls, stow, stow_parts
+from hub_ingest import (
+    commitment_dicom,
+    commitment_ledger,
+    commitment_scp,
+    conversation,
+    intake,
+    receiver,
+    receiver_scp,
+    receiver_tls,
+    stow,
+    stow_parts,
+)
 from hub_ingest.accepted import STORAGE_SOP_CLASSES
 from hub_ingest.commitment_settings import CommitmentSettings
 from hub_ingest.settings import ReceiverSettings
@@ -68,11 +79,15 @@ def test_what_an_association_says_of_itself() -> None:
     assert values["implementation class UID"] == IMPLEMENTATION_CLASS_UID
     assert values["implementation version name"] == IMPLEMENTATION_VERSION_NAME
     assert int(values["maximum PDU length received"]) == receiver_scp._PDU_BYTES
+    bounds = [ReceiverSettings.model_fields[name].default for name in ("receiver_associations", "receiver_associations_per_trust")]
+    assert list(map(int, re.findall(r"\b\d+\b", values["associations open at once"]))) == bounds
 
 
 def test_status_codes_of_c_store() -> None:
     (rows,) = _tables(_section("4.2.1.5"))
-    answered = _raised(intake, "Refusal") - {intake.OTHER_STUDY} | _raised(receiver, "Answer") | _raised(receiver_scp, "Answer")
+    answered = _raised(intake, "Refusal") - {intake.OTHER_STUDY}
+    for module in (receiver, receiver_scp, conversation):
+        answered |= _raised(module, "Answer")
     assert _codes(rows) == answered
 
 
