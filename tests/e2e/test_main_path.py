@@ -122,7 +122,7 @@ def test_a_late_instance_makes_revision_two_and_is_in_the_next_version(
 def test_what_a_trust_s_own_router_puts_and_announces_is_indexed(hub: Hub, peaceful: Exported, tmp_path: Path) -> None:
     before = hub.indexed()
     patient = SyntheticPatient("Made^Router", nhs_test_number(77), "NHS")
-    files = write_series(tmp_path, synthetic_series(patient, study="own router", instances=3))
+    files = write_series(tmp_path, synthetic_series(patient, study="own router", series=7, instances=3))
     identities = json.loads(Path(hub.endpoints["credentials_file"]).read_text())
     s3, kafka = (identities[part]["router-eastvale"] for part in ("s3", "kafka"))
     environment = os.environ | {
