@@ -26,6 +26,7 @@ class Sink:
     """One data set as a Part 10 file: what the provider keeps in memory or in a file without a name, this writes as it comes."""
 
     too_large = False
+    away = None
 
     def __init__(self, folder: str, start: bytes) -> None:
         self.size = 0
