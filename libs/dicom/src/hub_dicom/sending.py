@@ -118,7 +118,7 @@ def keep_answers(association: Any) -> None:  # noqa: ANN401 - pynetdicom has no 
     """Leave every message to who waits for it, on an association on which only we ask.
 
     pynetdicom's own thread of the association looks for requests in the queue in which answers come, and is meant to pause while one is waited
-    for; but it says that it pauses a moment before it does, and so took about one answer in 10,000 of a fast peer: lost, after a minute.
+    for; but it says that it pauses a moment before it does, and so can take the answer of a fast peer: its sender waits a minute for nothing.
     """
     get = association.dimse.get_msg
     association.dimse.get_msg = lambda block=False: get(block) if block else (None, None)
