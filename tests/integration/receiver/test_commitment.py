@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import shutil
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from pydicom.uid import generate_uid
 from support.certificates import Authority
 from support.commitment import PUSH_MODEL, SYNTAXES, Inbox, ask, asking, listening, request
 from support.dicom_files import write_series
+from support.orthanc import orthanc
 from support.receiver_process import TRUSTS, ReceiverProcess, StartReceiver
 from support.senders import association, send
 
@@ -35,7 +34,6 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 PATIENT = SyntheticPatient("SYNTHETIC^COMMITMENT", "C-1")
 WAIT = "4"
-ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 
 class CommitmentProcess(ReceiverProcess):
@@ -305,39 +303,10 @@ def test_verification_goes_on_without_it(hub: Hub) -> None:
         assert [context.abstract_syntax for context in assoc.accepted_contexts] == [PUSH_MODEL]
 
 
-@contextmanager
-def orthanc(folder: Path, hub_port: int, dicom_port: int) -> Iterator[httpx.Client]:
-    """Orthanc as northgate's router."""
-    assert ORTHANC is not None, "Orthanc is missing: apt-get install orthanc"
-    port = free_port()
-    configuration = {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "Plugins": [],
-        "HttpPort": port,
-        "DicomPort": dicom_port,
-        "DicomAet": "NORTHGATE",
-        "AuthenticationEnabled": False,
-        "RemoteAccessAllowed": False,
-        "DicomModalities": {"hub": ["REGIONALHUB", "127.0.0.1", hub_port]},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with (folder / "orthanc.log").open("w") as output:
-        process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            deadline = time.monotonic() + 30
-            while True:
-                with suppress(httpx.TransportError):
-                    if client.get("/system").status_code == 200:
-                        break
-                assert process.poll() is None, (folder / "orthanc.log").read_text()
-                assert time.monotonic() < deadline, (folder / "orthanc.log").read_text()
-                time.sleep(0.1)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
+def _router(folder: Path, hub_port: int, dicom_port: int) -> AbstractContextManager[httpx.Client]:
+    """Orthanc as northgate's router, with a port where it takes reports."""
+    hub = {"hub": ["REGIONALHUB", "127.0.0.1", hub_port]}
+    return orthanc(folder, DicomServerEnabled=True, DicomPort=dicom_port, DicomAet="NORTHGATE", DicomModalities=hub)
 
 
 def _outcome(router: httpx.Client, place: str, seconds: float = 40) -> dict[str, object]:
@@ -350,7 +319,7 @@ def _outcome(router: httpx.Client, place: str, seconds: float = 40) -> dict[str,
 
 @pytest.mark.peers
 def test_orthanc_asks_and_is_told(hub: Hub, tmp_path: Path) -> None:
-    with orthanc(tmp_path, hub.receiver.peer.port, hub.port) as router:
+    with _router(tmp_path, hub.receiver.peer.port, hub.port) as router:
         contents = [one.content for one in synthetic_series(PATIENT, study="orthanc-commitment", instances=5)]
         names = [router.post("/instances", content=content).json()["ID"] for content in contents]
         assert router.post("/modalities/hub/store", json={"Resources": names}).status_code == 200
@@ -367,7 +336,7 @@ def test_orthanc_asks_and_is_told(hub: Hub, tmp_path: Path) -> None:
 def test_orthanc_is_told_although_the_receiver_was_killed(hub: Hub, start_receiver: StartReceiver, tmp_path: Path) -> None:
     with (
         start_receiver(HUB_TRUSTS_FILE=str(hub.trusts), HUB_COMMITMENT_WAIT_SECONDS="30") as victim,
-        orthanc(tmp_path, victim.peer.port, hub.port) as router,
+        _router(tmp_path, victim.peer.port, hub.port) as router,
     ):
         contents = [one.content for one in synthetic_series(PATIENT, study="orthanc-killed", instances=2)]
         first, second = (router.post("/instances", content=content).json()["ID"] for content in contents)

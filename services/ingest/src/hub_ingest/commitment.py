@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from hub_dicom import Trust, Trusts, UnusableTrusts
+from hub_dicom import Trust, Trusts
 from hub_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from hub_dicom.sending import keep_answers
 from hub_dicom.trusts import CommitmentAddress
@@ -30,6 +30,7 @@ from hub_ingest import commitment_ledger as ledger
 from hub_ingest.commitment_dicom import PUSH_MODEL, PUSH_MODEL_INSTANCE, SUCCESS, report
 from hub_ingest.commitment_settings import CommitmentSettings
 from hub_ingest.receiver_tls import TlsFiles, UnusableCertificates
+from hub_ingest.settings import load_trusts
 
 SERVICE: Final = "ingest.commitment"
 TOPIC: Final = "identifiable.instance.received"
@@ -196,10 +197,7 @@ def serve(service: Service[CommitmentSettings]) -> None:
     """Note announcements and report commitments until the service is told to stop."""
     settings = service.settings
     _config.LOG_HANDLER_LEVEL = "none"
-    try:
-        trusts = Trusts.load(settings.trusts_file)
-    except UnusableTrusts as error:
-        raise StopProcess(f"the trusts cannot be used: {error}", exit_code=78) from error
+    trusts = load_trusts(settings.trusts_file)
     if settings.tls is None and any(trust.commitment is not None and trust.commitment.tls for trust in trusts.trusts):
         raise StopProcess(
             "a trust takes reports over TLS, which needs HUB_RECEIVER_TLS_CERTIFICATE_FILE, _KEY_FILE and _CA_FILE", exit_code=78

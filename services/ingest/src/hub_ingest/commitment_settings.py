@@ -7,12 +7,13 @@ from hub_runtime import ServiceSettings
 from pydantic import Field, model_validator
 
 from hub_ingest.receiver_tls import TlsFiles
+from hub_ingest.settings import AeTitle
 
 
 class CommitmentSettings(ServiceSettings):
     """Environment variables HUB_*, beside those of every service."""
 
-    receiver_ae_title: Annotated[str, Field(pattern=r"^[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?$")] = "REGIONALHUB"
+    receiver_ae_title: AeTitle = "REGIONALHUB"
     """What it calls itself: the same as the receiver, whom the sender asked."""
     commitment_wait_seconds: Annotated[float, Field(ge=0)] = 60
     """What has not come so long after the request is missing (0112)."""
@@ -35,12 +36,10 @@ class CommitmentSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _tls_whole(self) -> Self:
-        if len({file is None for file in (self.receiver_tls_certificate_file, self.receiver_tls_key_file, self.receiver_tls_ca_file)}) > 1:
-            raise ValueError("HUB_RECEIVER_TLS_CERTIFICATE_FILE, HUB_RECEIVER_TLS_KEY_FILE and HUB_RECEIVER_TLS_CA_FILE go together")
+        _ = self.tls  # raises where only some are named
         return self
 
     @property
     def tls(self) -> TlsFiles | None:
         """What trusts are called with over TLS, None: nothing."""
-        certificate, key, ca = self.receiver_tls_certificate_file, self.receiver_tls_key_file, self.receiver_tls_ca_file
-        return TlsFiles(certificate, key, ca) if certificate is not None and key is not None and ca is not None else None
+        return TlsFiles.of(self.receiver_tls_certificate_file, self.receiver_tls_key_file, self.receiver_tls_ca_file)

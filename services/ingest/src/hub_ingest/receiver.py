@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Final, Protocol
 
-from hub_dicom import Trusts, UnusableTrusts
 from hub_runtime import logger
 from hub_runtime.errors import StopProcess
 from hub_runtime.metrics import Metric, Metrics
@@ -23,7 +22,7 @@ from hub_ingest.pressure import Pressure, watch_parts
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.receiver_tls import METRICS as TLS_METRICS
 from hub_ingest.receiver_tls import TlsDoor, TlsFiles, UnusableCertificates
-from hub_ingest.settings import ReceiverSettings
+from hub_ingest.settings import ReceiverSettings, load_trusts
 
 SOURCE: Final = "ingest.receiver"
 
@@ -105,10 +104,7 @@ def main() -> None:
 
 def _serve(service: Service[ReceiverSettings]) -> None:
     settings = service.settings
-    try:
-        trusts = Trusts.load(settings.trusts_file)
-    except UnusableTrusts as error:
-        raise StopProcess(f"the trusts cannot be used: {error}", exit_code=78) from error
+    trusts = load_trusts(settings.trusts_file)
     tls = tls_door(settings, service.metrics)
     store = open_store(settings)
     with EventProducer(settings) as producer:
@@ -149,11 +145,13 @@ def tls_door(settings: ReceiverSettings, metrics: Metrics) -> TlsDoor | None:
     Raises:
         StopProcess: the certificates cannot be used.
     """
-    certificate, key, ca = settings.receiver_tls_certificate_file, settings.receiver_tls_key_file, settings.receiver_tls_ca_file
-    if settings.receiver_tls_port is None or certificate is None or key is None or ca is None:
+    if settings.receiver_tls_port is None:
+        return None
+    files = TlsFiles.of(settings.receiver_tls_certificate_file, settings.receiver_tls_key_file, settings.receiver_tls_ca_file)
+    if files is None:
         return None
     try:
-        return TlsDoor(TlsFiles(certificate, key, ca), metrics)
+        return TlsDoor(files, metrics)
     except UnusableCertificates as error:
         raise StopProcess(f"TLS cannot be offered: {error}", exit_code=78) from error
 

@@ -9,7 +9,7 @@ import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from hub_dicom import Trust
 from hub_runtime import logger
@@ -67,6 +67,19 @@ class TlsFiles:
     ca: Path
     setting: str = "HUB_RECEIVER_TLS"
     """What the settings' names start with, for messages."""
+
+    @classmethod
+    def of(cls, certificate: Path | None, key: Path | None, ca: Path | None, setting: str = "HUB_RECEIVER_TLS") -> Self | None:
+        """The files that settings name; None where they name none.
+
+        Raises:
+            ValueError: they name some of the three.
+        """
+        if certificate is None and key is None and ca is None:
+            return None
+        if certificate is None or key is None or ca is None:
+            raise ValueError(f"{setting}_CERTIFICATE_FILE, {setting}_KEY_FILE and {setting}_CA_FILE go together")
+        return cls(certificate, key, ca, setting)
 
     def state(self) -> tuple[tuple[int, int, int], ...]:
         """What changes when a file does. Raises OSError where one is missing."""

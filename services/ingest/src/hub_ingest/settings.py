@@ -3,8 +3,26 @@
 from pathlib import Path
 from typing import Annotated, Self
 
+from hub_dicom import Trusts, UnusableTrusts
+from hub_runtime.errors import StopProcess
+from hub_runtime.service import EXIT_SETTINGS
 from hub_runtime.settings import ServiceSettings
 from pydantic import Field, model_validator
+
+AeTitle = Annotated[str, Field(pattern=r"^[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?$")]
+"""PS3.5 6.2, VR AE: 1 to 16 printable characters without backslash, no space at either end."""
+
+
+def load_trusts(file: Path) -> Trusts:
+    """Who may send.
+
+    Raises:
+        StopProcess: the file cannot be used.
+    """
+    try:
+        return Trusts.load(file)
+    except UnusableTrusts as error:
+        raise StopProcess(f"the trusts cannot be used: {error}", exit_code=EXIT_SETTINGS) from error
 
 
 class ReceiverSettings(ServiceSettings):
@@ -14,7 +32,7 @@ class ReceiverSettings(ServiceSettings):
     """Where it listens; `0.0.0.0` only behind a network policy."""
     receiver_port: Annotated[int, Field(ge=0, le=65535)] = 11112
     """0: any free port, which the log names; not with several workers."""
-    receiver_ae_title: Annotated[str, Field(pattern=r"^[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?$")] = "REGIONALHUB"
+    receiver_ae_title: AeTitle = "REGIONALHUB"
     """What senders must call it."""
     receiver_tls_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """A second port, for DICOM over TLS; 0: any free port, which the log names. Not set: no TLS."""

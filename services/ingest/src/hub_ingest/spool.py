@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
-from hub_dicom import Trusts, UnusableTrusts, file_meta
+from hub_dicom import file_meta
 from hub_runtime import logger
 from hub_runtime.errors import StopProcess
 from hub_runtime.metrics import Metric
@@ -21,6 +21,7 @@ from hub_ingest.intake import OUT_OF_RESOURCES, Call, Refusal, Taken, identify
 from hub_ingest.receiver import METRICS, Receiver, tls_door
 from hub_ingest.receiver_scp import StorageProvider
 from hub_ingest.receiver_tls import UnusableCertificates
+from hub_ingest.settings import load_trusts
 from hub_ingest.spool_folder import SpoolFolder, SpoolFull, SpoolInUse
 from hub_ingest.spool_forwarder import Forwarder
 from hub_ingest.spool_settings import SpoolSettings
@@ -86,11 +87,9 @@ def main() -> None:
 
 def _serve(service: Service[SpoolSettings]) -> None:
     settings = service.settings
+    trusts = load_trusts(settings.trusts_file)
     try:
-        trusts = Trusts.load(settings.trusts_file)
         spool = SpoolFolder(settings.spool_folder, maximum_bytes=settings.spool_maximum_bytes)
-    except UnusableTrusts as error:
-        raise StopProcess(f"the trusts cannot be used: {error}", exit_code=EXIT_SETTINGS) from error
     except (SpoolInUse, OSError) as error:
         raise StopProcess(f"the spool's folder cannot be used: {error}", exit_code=EXIT_SETTINGS) from error
     try:

@@ -6,9 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, model_validator
 
 from hub_ingest.receiver_tls import TlsFiles
-from hub_ingest.settings import ReceiverSettings
-
-_AE_TITLE = r"^[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?$"
+from hub_ingest.settings import AeTitle, ReceiverSettings
 
 
 class SpoolSettings(ReceiverSettings):
@@ -23,9 +21,9 @@ class SpoolSettings(ReceiverSettings):
     """Where instances wait; `--spool` sets it. On a disk of its own, best."""
     spool_forward_to: Annotated[str, Field(pattern=r"^(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$")]
     """The hub: `host:port`."""
-    spool_calling_ae: Annotated[str, Field(pattern=_AE_TITLE)]
+    spool_calling_ae: AeTitle
     """What the spool calls itself at the hub: an AE title of this trust there."""
-    spool_called_ae: Annotated[str, Field(pattern=_AE_TITLE)] = "REGIONALHUB"
+    spool_called_ae: AeTitle = "REGIONALHUB"
     spool_tls_certificate_file: Path | None = None
     """PEM: the certificate that the spool shows the hub. Set, the hub is called over TLS; read anew for each association, as are the next two."""
     spool_tls_key_file: Path | None = None
@@ -39,15 +37,13 @@ class SpoolSettings(ReceiverSettings):
 
     @model_validator(mode="after")
     def _forward_tls_whole(self) -> Self:
-        if len({file is None for file in (self.spool_tls_certificate_file, self.spool_tls_key_file, self.spool_tls_ca_file)}) > 1:
-            raise ValueError("HUB_SPOOL_TLS_CERTIFICATE_FILE, HUB_SPOOL_TLS_KEY_FILE and HUB_SPOOL_TLS_CA_FILE go together")
+        _ = self.tls  # raises where only some are named
         return self
 
     @property
     def tls(self) -> TlsFiles | None:
         """What the hub is called with, None: in the clear."""
-        certificate, key, ca = self.spool_tls_certificate_file, self.spool_tls_key_file, self.spool_tls_ca_file
-        return TlsFiles(certificate, key, ca, "HUB_SPOOL_TLS") if certificate is not None and key is not None and ca is not None else None
+        return TlsFiles.of(self.spool_tls_certificate_file, self.spool_tls_key_file, self.spool_tls_ca_file, "HUB_SPOOL_TLS")
 
     @property
     def hub(self) -> tuple[str, int]:

@@ -15,9 +15,8 @@ from typing import Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
-from hub_dicom import Trusts, UnusableTrusts, is_uid
+from hub_dicom import Trusts, is_uid
 from hub_runtime import logger
-from hub_runtime.errors import StopProcess
 from hub_runtime.health import Health
 from hub_runtime.metrics import Metric, Metrics
 from hub_runtime.producer import EventProducer
@@ -31,6 +30,7 @@ from hub_ingest.arrival import Spool
 from hub_ingest.intake import OUT_OF_RESOURCES, PROCESSING_FAILURE, Call, Intake, Refusal
 from hub_ingest.multipart import Malformed, MultipartReader, media_type
 from hub_ingest.pressure import Pressure, watch_parts
+from hub_ingest.settings import load_trusts
 from hub_ingest.stow_parts import DICOM, Parts, Waiting
 from hub_ingest.stow_response import JSON, XML, Result, http_status, negotiate, payload
 from hub_ingest.stow_settings import StowSettings
@@ -312,10 +312,7 @@ def main() -> None:
 
 def _serve(service: Service[StowSettings]) -> None:
     settings = service.settings
-    try:
-        trusts = Trusts.load(settings.trusts_file)
-    except UnusableTrusts as error:
-        raise StopProcess(f"the trusts cannot be used: {error}", exit_code=78) from error
+    trusts = load_trusts(settings.trusts_file)
     tokens = load_tokens(settings.stow_tokens_file, TOKENS_FILE)
     if not tokens:
         log.warning("no bearer tokens are set; every request is refused", reason="no-tokens")
